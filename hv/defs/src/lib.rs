@@ -1,3 +1,7 @@
-//! Skeleton.
+//! x86 architecture data: address kinds, access widths, control blocks, exit codes, CPUID and MSR policy. No behaviour.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+pub mod addr;
+
+pub use addr::{Frame, Gfn, Gpa, Gva, Hpa, Nanos, PAGE_SIZE, Width};
