@@ -3,5 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod cpuid;
+pub mod msr;
+pub mod paging;
+pub mod regs;
+pub mod svm;
 
 pub use addr::{Frame, Gfn, Gpa, Gva, Hpa, Nanos, PAGE_SIZE, Width};
