@@ -3,5 +3,21 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod blt;
+pub mod command;
+pub mod context;
+pub mod engine;
+pub mod execlist;
+pub mod gfx;
+pub mod masked;
+pub mod mi;
+pub mod nonpriv;
+pub mod pci;
+pub mod pte;
+pub mod pvinfo;
+pub mod reg;
+pub mod reset;
+pub mod ring;
 
 pub use addr::{Gfn, GgttAddr, Gpa, Hpa, Nanos, PAGE_SIZE, PpgttAddr};
+pub use engine::{ENGINES, Engine, EngineInfo, EngineMask, event};

@@ -1,0 +1,569 @@
+//! Every command that Gen9's command streamers take, as data: length, engines, where addresses stand, privilege.
+//! Both the software GPU and the mediator's audit read these tables.
+
+use crate::{Engine, EngineMask, blt, gfx, mi};
+
+/// How long a command is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Length {
+    /// So many dwords.
+    Fixed(u32),
+    /// The header bits under this mask, plus 2.
+    Field(u32),
+}
+
+impl Length {
+    /// Dwords of the command that begins with `header`.
+    #[inline]
+    pub const fn of(self, header: u32) -> u32 {
+        match self {
+            Self::Fixed(dwords) => dwords,
+            Self::Field(mask) => (header & mask) + 2,
+        }
+    }
+}
+
+/// In which space an address lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    /// GGTT if this bit of the header is set, else PPGTT.
+    GgttIfHeader(u32),
+    /// PPGTT if this bit of the header is set, else GGTT.
+    PpgttIfHeader(u32),
+    /// GGTT if bit `bit` of dword `dword` is set, else PPGTT.
+    GgttIf {
+        /// Which dword.
+        dword: u8,
+        /// Which bit, as a mask.
+        bit: u32,
+    },
+    /// Always the PPGTT of the context.
+    Ppgtt,
+    /// Always the GGTT.
+    Ggtt,
+}
+
+/// What the engine does at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// It only reads.
+    Read,
+    /// It may write.
+    Write,
+    /// It fetches commands.
+    Execute,
+}
+
+/// A 64-bit address in a command: low dword at `dword`, high dword after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Address {
+    /// Dword of the low half.
+    pub dword: u8,
+    /// Space that it points into.
+    pub space: Space,
+    /// What is done there.
+    pub access: Access,
+}
+
+/// Who may use a command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Privilege {
+    /// Anybody; an address in the GGTT makes it privileged.
+    Any,
+    /// A no-op in unprivileged batches.
+    Privileged,
+}
+
+/// A command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Command {
+    /// Datasheet name.
+    pub name: &'static str,
+    /// Opcode within its type.
+    pub opcode: u32,
+    /// Length rule.
+    pub length: Length,
+    /// Engines that know it.
+    pub engines: EngineMask,
+    /// Addresses in it.
+    pub addresses: &'static [Address],
+    /// Who may use it.
+    pub privilege: Privilege,
+}
+
+const BYTE: Length = Length::Field(0xFF);
+const SIX: Length = Length::Field(0x3F);
+const TEN: Length = Length::Field(0x3FF);
+const ONE: Length = Length::Fixed(1);
+const ALL: EngineMask = EngineMask::ALL;
+const RCS: EngineMask = EngineMask::RCS;
+const MEDIA: EngineMask = EngineMask::VCS.or(EngineMask::VECS);
+
+const fn at(dword: u8, space: Space, access: Access) -> Address {
+    Address {
+        dword,
+        space,
+        access,
+    }
+}
+
+const GGTT_22: Space = Space::GgttIfHeader(mi::GLOBAL_GTT);
+const READ_1: [Address; 1] = [at(1, GGTT_22, Access::Read)];
+const WRITE_1: [Address; 1] = [at(1, GGTT_22, Access::Write)];
+const READ_2: [Address; 1] = [at(2, GGTT_22, Access::Read)];
+const WRITE_2: [Address; 1] = [at(2, GGTT_22, Access::Write)];
+const FLUSH: [Address; 1] = [at(
+    1,
+    Space::GgttIf {
+        dword: 1,
+        bit: mi::FLUSH_DW1_GLOBAL_GTT,
+    },
+    Access::Write,
+)];
+const COPY: [Address; 2] = [
+    at(
+        1,
+        Space::GgttIfHeader(mi::COPY_DESTINATION_GLOBAL_GTT),
+        Access::Write,
+    ),
+    at(
+        3,
+        Space::GgttIfHeader(mi::COPY_SOURCE_GLOBAL_GTT),
+        Access::Read,
+    ),
+];
+const START: [Address; 1] = [at(1, Space::PpgttIfHeader(mi::BB_PPGTT), Access::Execute)];
+const REPORT: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: 1 }, Access::Write)];
+
+const fn command(
+    name: &'static str,
+    opcode: u32,
+    length: Length,
+    engines: EngineMask,
+    addresses: &'static [Address],
+) -> Command {
+    Command {
+        name,
+        opcode,
+        length,
+        engines,
+        addresses,
+        privilege: Privilege::Any,
+    }
+}
+
+const fn privileged(mut c: Command) -> Command {
+    c.privilege = Privilege::Privileged;
+    c
+}
+
+/// MI commands, by opcode.
+pub const MI: [Command; 41] = [
+    command("MI_NOOP", mi::NOOP, ONE, ALL, &[]),
+    command("MI_SET_PREDICATE", mi::SET_PREDICATE, ONE, RCS, &[]),
+    privileged(command(
+        "MI_USER_INTERRUPT",
+        mi::USER_INTERRUPT,
+        ONE,
+        ALL,
+        &[],
+    )),
+    privileged(command(
+        "MI_WAIT_FOR_EVENT",
+        mi::WAIT_FOR_EVENT,
+        ONE,
+        ALL,
+        &[],
+    )),
+    command("MI_FLUSH", mi::FLUSH, ONE, ALL, &[]),
+    command("MI_ARB_CHECK", mi::ARB_CHECK, ONE, ALL, &[]),
+    command("MI_RS_CONTROL", mi::RS_CONTROL, ONE, RCS, &[]),
+    privileged(command("MI_REPORT_HEAD", mi::REPORT_HEAD, ONE, ALL, &[])),
+    privileged(command("MI_ARB_ON_OFF", mi::ARB_ON_OFF, ONE, ALL, &[])),
+    command("MI_URB_ATOMIC_ALLOC", mi::URB_ATOMIC_ALLOC, ONE, RCS, &[]),
+    command("MI_BATCH_BUFFER_END", mi::BATCH_BUFFER_END, ONE, ALL, &[]),
+    privileged(command(
+        "MI_SUSPEND_FLUSH",
+        mi::SUSPEND_FLUSH,
+        ONE,
+        ALL,
+        &[],
+    )),
+    command("MI_PREDICATE", mi::PREDICATE, ONE, RCS, &[]),
+    command("MI_TOPOLOGY_FILTER", mi::TOPOLOGY_FILTER, ONE, RCS, &[]),
+    command("MI_SET_APPID", mi::SET_APPID, ONE, RCS.or(MEDIA), &[]),
+    command("MI_RS_CONTEXT", mi::RS_CONTEXT, ONE, RCS, &[]),
+    privileged(command(
+        "MI_LOAD_SCAN_LINES_INCL",
+        mi::LOAD_SCAN_LINES_INCL,
+        SIX,
+        ALL,
+        &[],
+    )),
+    privileged(command(
+        "MI_LOAD_SCAN_LINES_EXCL",
+        mi::LOAD_SCAN_LINES_EXCL,
+        SIX,
+        ALL,
+        &[],
+    )),
+    privileged(command("MI_DISPLAY_FLIP", mi::DISPLAY_FLIP, BYTE, ALL, &[])),
+    privileged(command("MI_SET_CONTEXT", mi::SET_CONTEXT, BYTE, RCS, &[])),
+    command("MI_MATH", mi::MATH, BYTE, ALL, &[]),
+    privileged(command(
+        "MI_SEMAPHORE_SIGNAL",
+        mi::SEMAPHORE_SIGNAL,
+        BYTE,
+        ALL,
+        &[],
+    )),
+    command("MI_SEMAPHORE_WAIT", mi::SEMAPHORE_WAIT, BYTE, ALL, &READ_2),
+    privileged(command("MI_FORCE_WAKEUP", mi::FORCE_WAKEUP, BYTE, ALL, &[])),
+    command("MI_STORE_DATA_IMM", mi::STORE_DATA_IMM, TEN, ALL, &WRITE_1),
+    privileged(command(
+        "MI_STORE_DATA_INDEX",
+        mi::STORE_DATA_INDEX,
+        BYTE,
+        ALL,
+        &[],
+    )),
+    command(
+        "MI_LOAD_REGISTER_IMM",
+        mi::LOAD_REGISTER_IMM,
+        BYTE,
+        ALL,
+        &[],
+    ),
+    privileged(command("MI_UPDATE_GTT", mi::UPDATE_GTT, TEN, ALL, &[])),
+    command(
+        "MI_STORE_REGISTER_MEM",
+        mi::STORE_REGISTER_MEM,
+        BYTE,
+        ALL,
+        &WRITE_2,
+    ),
+    command(
+        "MI_FLUSH_DW",
+        mi::FLUSH_DW,
+        SIX,
+        EngineMask::BCS.or(MEDIA),
+        &FLUSH,
+    ),
+    command("MI_CLFLUSH", mi::CLFLUSH, TEN, RCS, &READ_1),
+    command(
+        "MI_REPORT_PERF_COUNT",
+        mi::REPORT_PERF_COUNT,
+        SIX,
+        RCS,
+        &REPORT,
+    ),
+    command(
+        "MI_LOAD_REGISTER_MEM",
+        mi::LOAD_REGISTER_MEM,
+        BYTE,
+        ALL,
+        &READ_2,
+    ),
+    command(
+        "MI_LOAD_REGISTER_REG",
+        mi::LOAD_REGISTER_REG,
+        BYTE,
+        ALL,
+        &[],
+    ),
+    command(
+        "MI_RS_STORE_DATA_IMM",
+        mi::RS_STORE_DATA_IMM,
+        BYTE,
+        RCS,
+        &[],
+    ),
+    command("MI_LOAD_URB_MEM", mi::LOAD_URB_MEM, BYTE, RCS, &[]),
+    command("MI_STORE_URB_MEM", mi::STORE_URB_MEM, BYTE, RCS, &[]),
+    command("MI_COPY_MEM_MEM", mi::COPY_MEM_MEM, BYTE, ALL, &COPY),
+    command("MI_ATOMIC", mi::ATOMIC, BYTE, ALL, &WRITE_1),
+    command(
+        "MI_BATCH_BUFFER_START",
+        mi::BATCH_BUFFER_START,
+        BYTE,
+        ALL,
+        &START,
+    ),
+    command(
+        "MI_CONDITIONAL_BATCH_BUFFER_END",
+        mi::CONDITIONAL_BATCH_BUFFER_END,
+        BYTE,
+        ALL,
+        &READ_2,
+    ),
+];
+
+const BLT_DST_4: [Address; 1] = [at(4, Space::Ppgtt, Access::Write)];
+const BLT_SRC_COPY: [Address; 2] = [
+    at(4, Space::Ppgtt, Access::Write),
+    at(8, Space::Ppgtt, Access::Read),
+];
+const BLT_LINEAR_COPY: [Address; 2] = [
+    at(3, Space::Ppgtt, Access::Write),
+    at(6, Space::Ppgtt, Access::Read),
+];
+const BLT_LINEAR_DST: [Address; 1] = [at(3, Space::Ppgtt, Access::Write)];
+const BLT_PAT: [Address; 2] = [
+    at(4, Space::Ppgtt, Access::Write),
+    at(6, Space::Ppgtt, Access::Read),
+];
+const BLT_FULL: [Address; 3] = [
+    at(4, Space::Ppgtt, Access::Write),
+    at(8, Space::Ppgtt, Access::Read),
+    at(10, Space::Ppgtt, Access::Read),
+];
+const BLT_SETUP: [Address; 1] = [at(4, Space::Ppgtt, Access::Write)];
+
+const fn blit(name: &'static str, opcode: u32, addresses: &'static [Address]) -> Command {
+    command(name, opcode, BYTE, EngineMask::BCS, addresses)
+}
+
+/// 2D commands, by opcode. In a privileged batch and in the ring their addresses are GGTT ones only when the
+/// context has no PPGTT.
+pub const BLT: [Command; 27] = [
+    blit("XY_SETUP_BLT", blt::SETUP_BLT, &BLT_SETUP),
+    blit("XY_SETUP_CLIP_BLT", blt::SETUP_CLIP_BLT, &[]),
+    blit(
+        "XY_SETUP_MONO_PATTERN_SL_BLT",
+        blt::SETUP_MONO_PATTERN_SL_BLT,
+        &BLT_SETUP,
+    ),
+    blit("XY_PIXEL_BLT", blt::PIXEL_BLT, &[]),
+    blit("XY_SCANLINES_BLT", blt::SCANLINES_BLT, &[]),
+    blit("XY_TEXT_BLT", blt::TEXT_BLT, &[]),
+    blit("XY_TEXT_IMMEDIATE_BLT", blt::TEXT_IMMEDIATE_BLT, &[]),
+    blit("COLOR_BLT", blt::COLOR_BLT, &BLT_LINEAR_DST),
+    blit("XY_FAST_COPY_BLT", blt::XY_FAST_COPY_BLT, &BLT_SRC_COPY),
+    blit("SRC_COPY_BLT", blt::SRC_COPY_BLT, &BLT_LINEAR_COPY),
+    blit("XY_COLOR_BLT", blt::XY_COLOR_BLT, &BLT_DST_4),
+    blit("XY_PAT_BLT", blt::XY_PAT_BLT, &BLT_PAT),
+    blit("XY_MONO_PAT_BLT", blt::XY_MONO_PAT_BLT, &BLT_DST_4),
+    blit("XY_SRC_COPY_BLT", blt::XY_SRC_COPY_BLT, &BLT_SRC_COPY),
+    blit("XY_MONO_SRC_COPY_BLT", blt::XY_MONO_SRC_COPY_BLT, &BLT_PAT),
+    blit("XY_FULL_BLT", blt::XY_FULL_BLT, &BLT_FULL),
+    blit(
+        "XY_FULL_MONO_SRC_BLT",
+        blt::XY_FULL_MONO_SRC_BLT,
+        &BLT_DST_4,
+    ),
+    blit(
+        "XY_FULL_MONO_PATTERN_BLT",
+        blt::XY_FULL_MONO_PATTERN_BLT,
+        &BLT_SRC_COPY,
+    ),
+    blit(
+        "XY_FULL_MONO_PATTERN_MONO_SRC_BLT",
+        blt::XY_FULL_MONO_PATTERN_MONO_SRC_BLT,
+        &BLT_PAT,
+    ),
+    blit(
+        "XY_MONO_PAT_FIXED_BLT",
+        blt::XY_MONO_PAT_FIXED_BLT,
+        &BLT_DST_4,
+    ),
+    blit(
+        "XY_MONO_SRC_COPY_IMMEDIATE_BLT",
+        blt::XY_MONO_SRC_COPY_IMMEDIATE_BLT,
+        &BLT_DST_4,
+    ),
+    blit(
+        "XY_PAT_BLT_IMMEDIATE",
+        blt::XY_PAT_BLT_IMMEDIATE,
+        &BLT_DST_4,
+    ),
+    blit(
+        "XY_SRC_COPY_CHROMA_BLT",
+        blt::XY_SRC_COPY_CHROMA_BLT,
+        &BLT_SRC_COPY,
+    ),
+    blit(
+        "XY_FULL_IMMEDIATE_PATTERN_BLT",
+        blt::XY_FULL_IMMEDIATE_PATTERN_BLT,
+        &BLT_SRC_COPY,
+    ),
+    blit(
+        "XY_FULL_MONO_SRC_IMMEDIATE_PATTERN_BLT",
+        blt::XY_FULL_MONO_SRC_IMMEDIATE_PATTERN_BLT,
+        &BLT_DST_4,
+    ),
+    blit("XY_PAT_CHROMA_BLT", blt::XY_PAT_CHROMA_BLT, &BLT_PAT),
+    blit(
+        "XY_PAT_CHROMA_BLT_IMMEDIATE",
+        blt::XY_PAT_CHROMA_BLT_IMMEDIATE,
+        &BLT_DST_4,
+    ),
+];
+
+const PIPE: [Address; 1] = [at(
+    2,
+    Space::GgttIf {
+        dword: 1,
+        bit: gfx::pipe_control::GLOBAL_GTT,
+    },
+    Access::Write,
+)];
+
+/// PIPE_CONTROL, the only render command with a direct memory write of its own.
+pub const PIPE_CONTROL: Command = command("PIPE_CONTROL", gfx::PIPE_CONTROL, BYTE, RCS, &PIPE);
+
+const fn by_opcode<const N: usize>(list: &[Command]) -> [Option<&Command>; N] {
+    let mut table = [None; N];
+    let mut i = 0;
+    while i < list.len() {
+        table[list[i].opcode as usize] = Some(&list[i]);
+        i += 1;
+    }
+    table
+}
+
+const fn compact<const N: usize>(list: &[Command]) -> [u16; N] {
+    let mut table = [NONE; N];
+    let mut i = 0;
+    while i < list.len() {
+        table[list[i].opcode as usize] = match list[i].length {
+            Length::Fixed(_) => 0,
+            Length::Field(mask) => mask as u16,
+        };
+        i += 1;
+    }
+    table
+}
+
+/// Opcode unknown, in the tables of length masks. 0 there means one dword.
+const NONE: u16 = 0xFFFF;
+static MI_LIST: [Command; MI.len()] = MI;
+static BLT_LIST: [Command; BLT.len()] = BLT;
+static MI_BY_OPCODE: [Option<&Command>; 64] = by_opcode(&MI_LIST);
+static BLT_BY_OPCODE: [Option<&Command>; 128] = by_opcode(&BLT_LIST);
+static MI_MASK: [u16; 64] = compact(&MI);
+static BLT_MASK: [u16; 128] = compact(&BLT);
+
+#[inline]
+fn masked(table: &[u16], index: u32, header: u32) -> Option<u32> {
+    match table.get(index as usize) {
+        None | Some(&NONE) => None,
+        Some(0) => Some(1),
+        Some(&mask) => Some((header & u32::from(mask)) + 2),
+    }
+}
+
+/// The MI command with this header.
+pub fn mi_command(header: u32) -> Option<&'static Command> {
+    MI_BY_OPCODE
+        .get(mi::opcode(header) as usize)
+        .copied()
+        .flatten()
+}
+
+/// The 2D command with this header.
+pub fn blt_command(header: u32) -> Option<&'static Command> {
+    BLT_BY_OPCODE
+        .get(blt::opcode(header) as usize)
+        .copied()
+        .flatten()
+}
+
+/// Dwords of the command that begins with `header` on `engine`; `None` if the engine does not know the opcode.
+#[inline]
+pub fn length(engine: Engine, header: u32) -> Option<u32> {
+    match header >> 29 {
+        0 => masked(&MI_MASK, mi::opcode(header), header),
+        2 if matches!(engine, Engine::Bcs) => masked(&BLT_MASK, blt::opcode(header), header),
+        3 => match engine {
+            Engine::Rcs => Some(render_length(header)),
+            Engine::Vcs0 | Engine::Vcs1 | Engine::Vecs => Some(media_length(header)),
+            Engine::Bcs => None,
+        },
+        _ => None,
+    }
+}
+
+#[inline]
+fn render_length(header: u32) -> u32 {
+    match (header >> 27) & 3 {
+        // PIPELINE_SELECT, 3DSTATE_VF_STATISTICS.
+        1 => 1,
+        // Media commands have a 16-bit length field, but for GPGPU_WALKER, which has flags there.
+        2 if gfx::key(header) != gfx::GPGPU_WALKER => (header & 0xFFFF) + 2,
+        3 if matches!(
+            gfx::key(header),
+            gfx::SO_DECL_LIST | gfx::BINDING_TABLE_EDIT_VS..=gfx::BINDING_TABLE_EDIT_PS
+        ) =>
+        {
+            (header & 0x1FF) + 2
+        }
+        _ => (header & 0xFF) + 2,
+    }
+}
+
+#[inline]
+fn media_length(header: u32) -> u32 {
+    match (header >> 27) & 3 {
+        // MFX_WAIT.
+        1 => 1,
+        2 => (header & 0xFFF) + 2,
+        _ => (header & 0xFF) + 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_sorted_and_single_dword_below_0x10() {
+        assert!(MI.windows(2).all(|p| p[0].opcode < p[1].opcode));
+        assert!(BLT.windows(2).all(|p| p[0].opcode < p[1].opcode));
+        for c in &MI {
+            assert_eq!(c.opcode < 0x10, c.length == Length::Fixed(1), "{}", c.name);
+            assert_eq!(
+                mi_command(mi::header(c.opcode)).map(|c| c.name),
+                Some(c.name)
+            );
+            // The quick table and the list say the same.
+            let header = mi::header(c.opcode) | 0x3F;
+            assert_eq!(length(Engine::Rcs, header), Some(c.length.of(header)));
+        }
+        for c in &BLT {
+            assert_eq!(
+                length(Engine::Bcs, blt::with_length(c.opcode, 10)),
+                Some(10)
+            );
+        }
+    }
+
+    #[test]
+    fn lengths_of_known_headers() {
+        let rcs = |h| length(Engine::Rcs, h);
+        assert_eq!(rcs(0x1100_101B), Some(29));
+        assert_eq!(rcs(0x7A00_0004), Some(6));
+        assert_eq!(rcs(0x6904_0000), Some(1));
+        assert_eq!(rcs(0x680B_0001), Some(1));
+        assert_eq!(rcs(0x6101_0011), Some(19));
+        assert_eq!(rcs(0x7917_007F | 0x100), Some(0x181));
+        assert_eq!(rcs(0x7105_0500 | 0xD), Some(15));
+        assert_eq!(rcs(0x7000_0007), Some(9));
+        // FLUSH_DW has flags in bits 7 and 8.
+        assert_eq!(length(Engine::Vcs0, 0x1300_0180 | 2), Some(4));
+        assert_eq!(length(Engine::Bcs, 0x54C0_0008), Some(10));
+        assert_eq!(rcs(0x54C0_0008), None);
+        assert_eq!(rcs(0xDEAD_BEEF), None);
+        assert_eq!(rcs(mi::header(0x3F)), None);
+        assert_eq!(length(Engine::Vcs0, 0x7380_0FFE), Some(0x1000));
+        assert_eq!(length(Engine::Bcs, 0x7A00_0004), None);
+    }
+
+    #[test]
+    fn addresses_lie_inside_the_command() {
+        for c in MI.iter().chain(&BLT) {
+            for a in c.addresses {
+                assert!(a.dword >= 1 && a.dword < 11, "{}", c.name);
+            }
+        }
+    }
+}
