@@ -1,0 +1,159 @@
+//! Builds what runs inside machines: the hypervisor image and the guests' own programs.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{Context, Error, Result};
+use crate::{paths, provision};
+
+const BARE: &str = "x86_64-unknown-none";
+const GUEST: &str = "x86_64-unknown-linux-gnu";
+
+/// A cargo feature of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// Links the software GPU in, for emulators that cannot be given one.
+    SoftGpu,
+}
+
+/// Builds the hypervisor image; gives the path of the ELF file.
+pub fn image(features: &[Feature]) -> Result<PathBuf> {
+    let (mut command, target_dir, how) = if bare_target_installed() {
+        (cargo(), target_dir(), "installed target")
+    } else {
+        let (command, dir) = with_own_core()?;
+        (command, dir, "core built from the distribution's rust-src")
+    };
+    command.args(["build", "--package", "boot", "--release", "--target", BARE]);
+    if features.contains(&Feature::SoftGpu) {
+        command.args(["--features", "soft-gpu"]);
+    }
+    // A feature set of its own in a folder of its own: switching must not rebuild everything.
+    let dir = match features {
+        [] => target_dir,
+        _ => target_dir.join("soft-gpu"),
+    };
+    eprintln!("building the hypervisor image ({how}) ...");
+    run(
+        command.arg("--target-dir").arg(&dir),
+        "the hypervisor image",
+    )?;
+    Ok(dir.join(BARE).join("release/prism-hv"))
+}
+
+/// Builds a guest program, linked statically so that it runs in any initrd; gives its path.
+pub fn guest_program(package: &str) -> Result<PathBuf> {
+    let dir = target_dir();
+    eprintln!("building the guest program {package} ...");
+    let mut command = cargo();
+    command
+        .args([
+            "build",
+            "--release",
+            "--target",
+            GUEST,
+            "--package",
+            package,
+        ])
+        .arg("--target-dir")
+        .arg(&dir)
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-Ctarget-feature=+crt-static",
+        );
+    run(&mut command, package)?;
+    Ok(dir.join(GUEST).join("release").join(package))
+}
+
+/// A folder of its own: the outer cargo holds the lock of the usual one while tests run.
+fn target_dir() -> PathBuf {
+    let outer = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    outer
+        .unwrap_or_else(|| paths::workspace().join("target"))
+        .join("machine")
+}
+
+fn cargo() -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(paths::workspace());
+    // What cargo tells the program that it runs is not meant for another build.
+    for (key, _) in std::env::vars_os() {
+        let name = key.to_string_lossy();
+        if name.starts_with("CARGO_PKG_")
+            || ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "RUSTFLAGS"].contains(&&*name)
+        {
+            command.env_remove(&key);
+        }
+    }
+    command
+}
+
+fn run(command: &mut Command, what: &str) -> Result<()> {
+    // Cargo's own messages go to the user as they come; its progress display only to a terminal.
+    if !std::io::stderr().is_terminal() {
+        command.arg("--quiet");
+    }
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::inherit())
+        .status()
+        .context(|| "cannot run cargo".into())?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Error::new(format!(
+            "cargo could not build {what} (its messages are above)"
+        )))
+    }
+}
+
+/// Whether the toolchain really has `core` for the bare target: rustc prints a folder in any case.
+fn bare_target_installed() -> bool {
+    let Ok(out) = rustc()
+        .args(["--print", "target-libdir", "--target", BARE])
+        .output()
+    else {
+        return false;
+    };
+    let dir = String::from_utf8_lossy(&out.stdout);
+    let Ok(files) = std::fs::read_dir(Path::new(dir.trim())) else {
+        return false;
+    };
+    files
+        .flatten()
+        .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+}
+
+/// A cargo that builds the standard library's crates too, from sources outside the toolchain.
+fn with_own_core() -> Result<(Command, PathBuf)> {
+    let library = provision::rust_source(&rust_version()?)?;
+    let mut command = cargo();
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("__CARGO_TESTS_ONLY_SRC_ROOT", library)
+        .args([
+            "-Zbuild-std=core,alloc,compiler_builtins",
+            "-Zbuild-std-features=compiler-builtins-mem",
+        ]);
+    Ok((command, target_dir().join("own-core")))
+}
+
+fn rust_version() -> Result<String> {
+    let out = rustc()
+        .arg("--version")
+        .output()
+        .context(|| "cannot run rustc".into())?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    text.split_whitespace()
+        .nth(1)
+        .map(String::from)
+        .ok_or_else(|| Error::new("rustc --version says nothing"))
+}
+
+fn rustc() -> Command {
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command.current_dir(paths::workspace());
+    command
+}

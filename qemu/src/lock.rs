@@ -1,0 +1,45 @@
+//! Locks that hold across processes (`cargo test` starts several), freed when the holder ends.
+
+use std::fs::File;
+
+use crate::error::{Context, Result, make_dir};
+use crate::paths;
+
+/// Held until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for the lock of this name; says so on stderr if that takes a wait.
+    pub fn take(name: &str) -> Result<Self> {
+        let dir = paths::prism().join("locks");
+        make_dir(&dir)?;
+        let path = dir.join(name);
+        let file = File::create(&path).context(|| format!("cannot create {}", path.display()))?;
+        if file.try_lock().is_err() {
+            eprintln!("waiting for another Prism process ({name}) ...");
+            file.lock()
+                .context(|| format!("cannot lock {}", path.display()))?;
+        }
+        Ok(Self { _file: file })
+    }
+
+    /// Takes whichever of `count` locks `name.0`, `name.1`, ... is free first, and says which.
+    pub fn take_any(name: &str, count: usize) -> Result<(Self, usize)> {
+        let dir = paths::prism().join("locks");
+        make_dir(&dir)?;
+        loop {
+            for slot in 0..count {
+                let path = dir.join(format!("{name}.{slot}"));
+                let file =
+                    File::create(&path).context(|| format!("cannot create {}", path.display()))?;
+                if file.try_lock().is_ok() {
+                    return Ok((Self { _file: file }, slot));
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
