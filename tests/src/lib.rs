@@ -1,1 +1,43 @@
-//! Skeleton.
+//! Common ground of the tests that boot machines.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use qemu::machine::Outcome;
+
+/// The hypervisor image, built once a test process.
+pub fn image() -> &'static PathBuf {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| qemu::build::image(&[]).expect("the image builds"))
+}
+
+/// The guest program that exercises a GPU, built once a test process.
+pub fn smoke() -> &'static PathBuf {
+    static SMOKE: OnceLock<PathBuf> = OnceLock::new();
+    SMOKE.get_or_init(|| qemu::build::guest_program("smoke").expect("the guest program builds"))
+}
+
+/// A word that no earlier run has printed. Put it where nothing echoes it (a guest's script, not a command line):
+/// its appearance then proves that the guest came so far.
+pub fn nonce() -> String {
+    let time = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    format!(
+        "{:08x}{:08x}",
+        time.subsec_nanos(),
+        std::process::id().wrapping_mul(0x9e37_79b9)
+    )
+}
+
+/// Fails with the end of the log and where the rest is.
+pub fn fail(outcome: &Outcome, why: &str) -> ! {
+    panic!(
+        "{why}: {:?} after {:.1?}\n{}\nlogs: {}",
+        outcome.end,
+        outcome.time,
+        outcome.tail(30),
+        outcome.dir.display()
+    )
+}

@@ -289,7 +289,7 @@ fn first_error(messages: &str) -> String {
     let lines = || messages.lines().filter(|l| !l.trim().is_empty());
     let chosen = lines()
         .find(|l| l.starts_with("E:"))
-        .or_else(|| lines().last());
+        .or_else(|| lines().next_back());
     chosen
         .unwrap_or("failed without a message")
         .trim_start_matches("E:")

@@ -70,18 +70,11 @@ impl KernelKind {
             &format!("kernels/{}", self.name()),
             &format!("1 {}", MODULES.join(" ")),
         );
-        if item.ready().is_none() {
-            let version = self.fetch(&item.dir)?;
-            item.done(&version)?;
-            eprintln!(
-                "kernel {} ({version}) is in {}",
-                self.name(),
-                item.dir.display()
-            );
-        }
+        let release = item.get(&format!("kernel {}", self.name()), |store| {
+            self.fetch(store, &item.dir)
+        })?;
         let list = fs::read_to_string(item.dir.join("modules.order"))
             .context(|| format!("cannot read {}/modules.order", item.dir.display()))?;
-        let release = item.ready().unwrap_or_default();
         Ok(Kernel {
             image: item.dir.join("vmlinuz"),
             modules: list
@@ -92,8 +85,7 @@ impl KernelKind {
         })
     }
 
-    fn fetch(self, dir: &Path) -> Result<String> {
-        let store = Store::open()?;
+    fn fetch(self, store: &Store, dir: &Path) -> Result<String> {
         if store.archive.id != "debian" {
             return Err(Error::new(format!(
                 "the guests' kernels are Debian's and this host is {}: put vmlinuz and modules into {} (see README.md)",

@@ -12,7 +12,7 @@ mod unpack;
 use std::fs;
 use std::path::PathBuf;
 
-use crate::error::{Result, make_dir, write};
+use crate::error::{Error, Result, make_dir, write};
 use crate::lock::Lock;
 use crate::paths;
 
@@ -24,14 +24,14 @@ use sources::Archive;
 
 /// What is fetched, and from where.
 #[derive(Debug)]
-pub struct Store {
+struct Store {
     archive: Archive,
     _lock: Lock,
 }
 
 impl Store {
     /// Opens the store, alone among Prism's processes.
-    pub fn open() -> Result<Self> {
+    fn open() -> Result<Self> {
         make_dir(&paths::prism())?;
         let lock = Lock::take("provision")?;
         Ok(Self {
@@ -111,6 +111,21 @@ impl Item {
         (recipe == self.recipe).then(|| version.trim().to_string())
     }
 
+    /// Makes it with `make`, which gives its version, unless it is there; another process may be at it.
+    fn get(&self, what: &str, make: impl FnOnce(&Store) -> Result<String>) -> Result<String> {
+        if let Some(version) = self.ready() {
+            return Ok(version);
+        }
+        let store = Store::open()?;
+        if let Some(version) = self.ready() {
+            return Ok(version);
+        }
+        let version = make(&store)?;
+        self.done(&version)?;
+        eprintln!("{what} {version} is in {}", self.dir.display());
+        Ok(version)
+    }
+
     fn done(&self, version: &str) -> Result<()> {
         write(&self.stamp(), format!("{}\n{version}\n", self.recipe))
     }
@@ -119,43 +134,32 @@ impl Item {
 /// The source of the standard library for this compiler, for building `core` where the bare target is not installed.
 pub fn rust_source(rust: &str) -> Result<PathBuf> {
     let item = Item::new("rust-src", &format!("1 {rust}"));
-    let library = item.dir.join(format!("usr/src/rustc-{rust}/library"));
-    if item.ready().is_some() {
-        return Ok(library);
-    }
-    let store = Store::open()?;
-    let Some((suites, version)) = store.find("rust-src", |v| {
-        v == rust || v.starts_with(&format!("{rust}+"))
-    })?
-    else {
-        return Err(crate::Error::new(format!(
-            "no package rust-src {rust} in this distribution: run `rustup target add x86_64-unknown-none`"
-        )));
-    };
-    let deb = suites.fetch("rust-src", &version)?;
-    unpack::fresh(&item.dir, &[deb])?;
-    item.done(&version)?;
-    eprintln!("rust-src {version} is in {}", item.dir.display());
-    Ok(library)
+    item.get("rust-src", |store| {
+        let accept = |v: &str| v == rust || v.starts_with(&format!("{rust}+"));
+        let Some((suites, version)) = store.find("rust-src", accept)? else {
+            return Err(Error::new(format!(
+                "no package rust-src {rust} in this distribution: run `rustup target add x86_64-unknown-none`"
+            )));
+        };
+        let deb = suites.fetch("rust-src", &version)?;
+        unpack::fresh(&item.dir, &[deb])?;
+        Ok(version)
+    })?;
+    Ok(item.dir.join(format!("usr/src/rustc-{rust}/library")))
 }
 
 /// A static busybox: the user space of the demo's guests.
 pub fn busybox() -> Result<PathBuf> {
     let item = Item::new("busybox", "1");
-    let path = ["bin/busybox", "usr/bin/busybox"].map(|p| item.dir.join(p));
-    if item.ready().is_none() {
-        let store = Store::open()?;
+    item.get("busybox-static", |store| {
         let suites = store.suites(&[kernel::oldest_suite(&store.archive)])?;
         let Some(version) = suites.version("busybox-static", |_| true)? else {
-            return Err(crate::Error::new(
-                "no package busybox-static in this distribution",
-            ));
+            return Err(Error::new("no package busybox-static in this distribution"));
         };
         let deb = suites.fetch("busybox-static", &version)?;
         unpack::fresh(&item.dir, &[deb])?;
-        item.done(&version)?;
-        eprintln!("busybox-static {version} is in {}", item.dir.display());
-    }
-    let [old, new] = path;
+        Ok(version)
+    })?;
+    let [old, new] = ["bin/busybox", "usr/bin/busybox"].map(|p| item.dir.join(p));
     Ok(if old.exists() { old } else { new })
 }

@@ -30,38 +30,33 @@ impl Qemu {
     pub fn get() -> Result<Self> {
         let item = Item::new("qemu", "1");
         let program = paths::prism().join("bin/qemu-system-x86_64");
-        if let Some(version) = item.ready() {
-            return Ok(Self { program, version });
-        }
-        if let Some(installed) = installed() {
+        if item.ready().is_none()
+            && let Some(installed) = installed()
+        {
             return Ok(installed);
         }
-        let store = Store::open()?;
-        let Some((suites, version)) = store.find("qemu-system-x86", |v| {
-            numbers(v) >= FETCHED_AT_LEAST.to_vec()
-        })?
-        else {
-            return Err(Error::new(format!(
-                "no QEMU {}.{} or later in this distribution: install qemu-system-x86_64 and put it into PATH",
-                FETCHED_AT_LEAST[0], FETCHED_AT_LEAST[1]
-            )));
-        };
-        let debs = suites.fetch_closure("qemu-system-x86", &version)?;
-        unpack::fresh(&item.dir, &debs)?;
-        write_wrapper(&program, &item.dir)?;
-        let said = version_of(&program).ok_or_else(|| {
-            Error::new(format!(
-                "{} does not run here; see `{} --version`",
-                version,
-                program.display()
-            ))
-        })?;
-        item.done(&version)?;
-        eprintln!(
-            "QEMU {said} (package {version}) is in {}",
-            item.dir.display()
-        );
+        let version = item.get("QEMU", |store| fetch(store, &item.dir, &program))?;
         Ok(Self { program, version })
+    }
+}
+
+fn fetch(store: &Store, dir: &Path, program: &Path) -> Result<String> {
+    let accept = |v: &str| numbers(v) >= FETCHED_AT_LEAST.to_vec();
+    let Some((suites, version)) = store.find("qemu-system-x86", accept)? else {
+        return Err(Error::new(format!(
+            "no QEMU {}.{} or later in this distribution: install qemu-system-x86_64 and put it into PATH",
+            FETCHED_AT_LEAST[0], FETCHED_AT_LEAST[1]
+        )));
+    };
+    let debs = suites.fetch_closure("qemu-system-x86", &version)?;
+    unpack::fresh(dir, &debs)?;
+    write_wrapper(program, dir)?;
+    match version_of(program) {
+        Some(_) => Ok(version),
+        None => Err(Error::new(format!(
+            "the fetched QEMU {version} does not run here: see `{} --version`",
+            program.display()
+        ))),
     }
 }
 

@@ -1,0 +1,86 @@
+//! The emulator's command line.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::{Gpu, Kind, Machine, OnReset};
+use crate::provision::Qemu;
+
+/// Names in a run's folder, which is the processes' working directory: socket paths stay short.
+pub const SOCKET: &str = "gpu.sock";
+pub const MODULE: &str = "module.cpio";
+
+/// The port and value range of the exit device: the process ends with 2 * value + 1.
+const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=4";
+
+pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
+    let mut command = tied(&qemu.program);
+    command.current_dir(dir);
+    let memory = machine.memory_mib;
+    command.args([
+        "-machine",
+        "q35,accel=tcg,memory-backend=ram",
+        "-cpu",
+        cpu(machine.kind),
+    ]);
+    command.args([
+        "-smp",
+        &machine.cpus.to_string(),
+        "-m",
+        &format!("{memory}M"),
+    ]);
+    // Shared, or the GPU process could not reach it.
+    command.args([
+        "-object",
+        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
+    ]);
+    command.args(["-nodefaults", "-display", "none", "-device", EXIT_DEVICE]);
+    command.args([
+        "-chardev",
+        "stdio,id=com,signal=off",
+        "-serial",
+        "chardev:com",
+    ]);
+    if machine.on_reset == OnReset::End {
+        command.arg("-no-reboot");
+    }
+    if let Gpu::Model(_) = machine.gpu {
+        command.args(["-device", &gpu_device()]);
+    }
+    command
+        .arg("-kernel")
+        .arg(&machine.kernel)
+        .args(["-append", &machine.arguments]);
+    if machine.module.is_some() {
+        command.args(["-initrd", MODULE]);
+    }
+    command.args(&machine.emulator);
+    command
+}
+
+/// The device is the other end of the GPU process's socket; it has no option ROM.
+fn gpu_device() -> String {
+    serde_json::json!({
+        "driver": "vfio-user-pci", "id": "gpu", "addr": "02.0", "rombar": 0,
+        "socket": { "type": "unix", "path": SOCKET },
+    })
+    .to_string()
+}
+
+fn cpu(kind: Kind) -> &'static str {
+    match kind {
+        Kind::SvmTcg => "EPYC,+svm,+npt",
+        Kind::Native => "max",
+    }
+}
+
+/// A command that the kernel kills when the thread that starts it ends: no emulator outlives its runner.
+pub fn tied(program: &Path) -> Command {
+    let setpriv = Path::new("/usr/bin/setpriv");
+    if !setpriv.exists() {
+        return Command::new(program);
+    }
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}

@@ -1,0 +1,150 @@
+//! Machines: an emulator, the software GPU beside it, a serial line, and how the run ended.
+
+mod command;
+mod process;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::Result;
+
+pub use process::{End, Outcome, Running};
+
+/// What the emulated computer is (design, section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// QEMU without acceleration, a CPU with AMD's virtualization: Prism runs in it.
+    SvmTcg,
+    /// QEMU without acceleration or hypervisor: the reference that a vGPU is compared with.
+    Native,
+}
+
+/// What is at 00:02.0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gpu {
+    /// Nothing.
+    None,
+    /// The software Gen9 in a process of its own, started with these further arguments.
+    Model(Vec<String>),
+}
+
+/// Whether a machine that resets starts again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnReset {
+    /// The run ends.
+    End,
+    /// It boots again, the software GPU told of the reset.
+    Boot,
+}
+
+/// Where the serial line's output goes while it is also kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// Nowhere.
+    Nothing,
+    /// To standard output.
+    Serial,
+}
+
+/// A machine to be started: what it has and what it boots.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    kind: Kind,
+    name: String,
+    cpus: u32,
+    memory_mib: u32,
+    gpu: Gpu,
+    on_reset: OnReset,
+    show: Show,
+    kernel: PathBuf,
+    module: Option<Vec<u8>>,
+    arguments: String,
+    emulator: Vec<String>,
+}
+
+impl Machine {
+    /// The machine `svm-tcg` booting a hypervisor image; `name` is the folder of its logs.
+    pub fn svm_tcg(name: &str, image: &Path) -> Self {
+        // 5 GiB, so that a part of memory lies above 4 GiB.
+        Self::new(Kind::SvmTcg, name, image, 5120)
+    }
+
+    /// The machine `native` booting a Linux kernel.
+    pub fn native(name: &str, kernel: &Path) -> Self {
+        Self::new(Kind::Native, name, kernel, 2048)
+    }
+
+    fn new(kind: Kind, name: &str, kernel: &Path, memory_mib: u32) -> Self {
+        Self {
+            kind,
+            name: name.into(),
+            cpus: 1,
+            memory_mib,
+            gpu: Gpu::Model(Vec::new()),
+            on_reset: OnReset::End,
+            show: Show::Nothing,
+            kernel: kernel.into(),
+            module: None,
+            arguments: String::new(),
+            emulator: Vec::new(),
+        }
+    }
+
+    /// How many CPUs; with one, emulator and GPU share a host core, which makes accesses to the GPU quick.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// How much memory.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// What is at 00:02.0.
+    pub fn gpu(mut self, gpu: Gpu) -> Self {
+        self.gpu = gpu;
+        self
+    }
+
+    /// What a reset does.
+    pub fn on_reset(mut self, on_reset: OnReset) -> Self {
+        self.on_reset = on_reset;
+        self
+    }
+
+    /// Whether the user sees the serial line.
+    pub fn show(mut self, show: Show) -> Self {
+        self.show = show;
+        self
+    }
+
+    /// The module handed to what boots: Prism's bundle, or the initrd of a native kernel.
+    pub fn module(mut self, content: Vec<u8>) -> Self {
+        self.module = Some(content);
+        self
+    }
+
+    /// The command line of what boots.
+    pub fn arguments(mut self, arguments: &str) -> Self {
+        self.arguments = arguments.into();
+        self
+    }
+
+    /// A further argument for the emulator itself.
+    pub fn emulator(mut self, argument: &str) -> Self {
+        self.emulator.push(argument.into());
+        self
+    }
+
+    /// Starts it once a machine slot is free.
+    pub fn start(self) -> Result<Running> {
+        Running::start(self)
+    }
+
+    /// Runs it to its end, or for `limit` at most.
+    pub fn run(self, limit: Duration) -> Result<Outcome> {
+        self.start()?.wait(limit)
+    }
+}

@@ -1,0 +1,413 @@
+//! A running machine: two processes, the serial line between them and us, and the end.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::{Gpu, Machine, Show, command};
+use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
+use crate::lock::Lock;
+use crate::paths;
+use crate::provision::Qemu;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The machine powered off, or reset where a reset ends it.
+    PowerOff,
+    /// What ran wrote this value to the exit device.
+    Verdict(u32),
+    /// The emulator itself failed with this status.
+    Emulator(i32),
+    /// A signal ended the emulator.
+    Signal,
+    /// Time was up; the emulator was killed.
+    TimedOut,
+}
+
+/// What a run leaves.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// All that came over the serial line.
+    pub serial: String,
+    /// The folder of its logs.
+    pub dir: PathBuf,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// A machine that runs; dropped, it is killed.
+#[derive(Debug)]
+pub struct Running {
+    emulator: Child,
+    gpu: Option<Child>,
+    input: Option<ChildStdin>,
+    serial: Arc<Serial>,
+    dir: PathBuf,
+    started: Instant,
+    _slots: Vec<Lock>,
+}
+
+/// The output of the serial line so far.
+#[derive(Debug, Default)]
+struct Serial {
+    state: Mutex<SerialState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct SerialState {
+    bytes: Vec<u8>,
+    /// Where the next `expect` begins to look.
+    seen: usize,
+    closed: bool,
+}
+
+impl Running {
+    pub(super) fn start(machine: Machine) -> Result<Self> {
+        let qemu = Qemu::get()?;
+        let (slots, core) = take_slots(machine.cpus)?;
+        let dir = paths::run(&machine.name);
+        remove_dir(&dir)?;
+        make_dir(&dir)?;
+        if let Some(module) = &machine.module {
+            write(&dir.join(command::MODULE), module)?;
+        }
+        let gpu = match &machine.gpu {
+            Gpu::Model(options) => Some(start_gpu(&dir, options, core)?),
+            Gpu::None => None,
+        };
+        let mut emulator = command::qemu(&machine, &qemu, &dir);
+        write(&dir.join("command"), format!("{emulator:?}\n"))?;
+        emulator
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log(&dir, "emulator.log")?);
+        let serial = Arc::new(Serial::default());
+        let sink = serial.clone();
+        let file = log(&dir, "serial.log")?;
+        let show = machine.show;
+        let mut emulator = spawn(emulator, core, move |child| {
+            collect(child, &sink, file, show)
+        })?;
+        Ok(Self {
+            input: emulator.stdin.take(),
+            emulator,
+            gpu,
+            serial,
+            dir,
+            started: Instant::now(),
+            _slots: slots,
+        })
+    }
+
+    /// The folder of its logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Sends bytes down the serial line.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(input) = &mut self.input else {
+            return Err(Error::new("the serial line is taken"));
+        };
+        input
+            .write_all(bytes)
+            .and_then(|()| input.flush())
+            .context(|| "cannot write to the serial line".into())
+    }
+
+    /// The serial line's sending end, for somebody else to write to.
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.input.take()
+    }
+
+    /// Waits until `text` appears after what earlier calls have seen; gives all from there to its end.
+    pub fn expect(&mut self, text: &str, limit: Duration) -> Result<String> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.serial.lock();
+        loop {
+            let fresh = state.bytes.get(state.seen..).unwrap_or_default();
+            if let Some(at) = find(fresh, text.as_bytes()) {
+                let end = at + text.len();
+                let found = String::from_utf8_lossy(&fresh[..end]).into_owned();
+                state.seen += end;
+                return Ok(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.closed || left.is_zero() {
+                let why = if state.closed {
+                    "the machine ended"
+                } else {
+                    "time was up"
+                };
+                let log = self.dir.join("serial.log");
+                return Err(Error::new(format!(
+                    "{why} before \"{text}\" came; see {}",
+                    log.display()
+                )));
+            }
+            state = self
+                .serial
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Whether the emulator still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.emulator.try_wait(), Ok(None))
+    }
+
+    /// Waits for the end, for `limit` at most.
+    pub fn wait(mut self, limit: Duration) -> Result<Outcome> {
+        let deadline = Instant::now() + limit;
+        // The serial line closes when the emulator ends.
+        let mut state = self.serial.lock();
+        while !state.closed && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            state = self
+                .serial
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        let closed = state.closed;
+        drop(state);
+        let end = if closed {
+            decode(
+                self.emulator
+                    .wait()
+                    .context(|| "cannot wait for the emulator".into())?,
+            )
+        } else {
+            End::TimedOut
+        };
+        self.kill();
+        let serial = String::from_utf8_lossy(&self.serial.lock().bytes).into_owned();
+        Ok(Outcome {
+            end,
+            serial,
+            dir: self.dir.clone(),
+            time: self.started.elapsed(),
+        })
+    }
+
+    fn kill(&mut self) {
+        // The GPU process leaves by itself when its emulator is gone, its statistics written.
+        let _ = self.emulator.kill();
+        let _ = self.emulator.wait();
+        let Some(gpu) = &mut self.gpu else { return };
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while matches!(gpu.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = gpu.kill();
+        let _ = gpu.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Serial {
+    fn lock(&self) -> MutexGuard<'_, SerialState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outcome {
+    /// The last lines of the serial line, for a message about a failure.
+    pub fn tail(&self, lines: usize) -> String {
+        let all: Vec<&str> = self.serial.lines().collect();
+        all.get(all.len().saturating_sub(lines)..)
+            .unwrap_or_default()
+            .join("\n")
+    }
+}
+
+/// One core for a machine of one CPU; all of them for a larger one, which is then alone.
+fn take_slots(cpus: u32) -> Result<(Vec<Lock>, Option<usize>)> {
+    let cores = allowed_cores();
+    if cpus == 1 && cores.len() > 1 {
+        let (lock, slot) = Lock::take_any("machine", cores.len())?;
+        return Ok((vec![lock], cores.get(slot).copied()));
+    }
+    let locks = (0..cores.len())
+        .map(|slot| Lock::take(&format!("machine.{slot}")))
+        .collect::<Result<_>>()?;
+    Ok((locks, None))
+}
+
+fn allowed_cores() -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(None) else {
+        return vec![0];
+    };
+    (0..CpuSet::MAX_CPU)
+        .filter(|&cpu| set.is_set(cpu))
+        .collect()
+}
+
+/// Starts the GPU process and waits until it listens: the emulator does not try twice.
+fn start_gpu(dir: &Path, options: &[String], core: Option<usize>) -> Result<Child> {
+    let mut gpu = command::tied(&helper_program()?);
+    gpu.current_dir(dir)
+        .args(["gpu-model", "--socket", command::SOCKET])
+        .args(options);
+    gpu.stdin(Stdio::null())
+        .stdout(log(dir, "gpu.out")?)
+        .stderr(log(dir, "gpu.log")?);
+    let mut child = spawn(gpu, core, |_| {})?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !dir.join(command::SOCKET).exists() {
+        if !matches!(child.try_wait(), Ok(None)) || Instant::now() > deadline {
+            let _ = child.kill();
+            return Err(Error::new(format!(
+                "the GPU process did not start; see {}",
+                dir.join("gpu.log").display()
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(child)
+}
+
+/// The program that has the GPU process in it: this one, or the one that cargo built beside a test.
+fn helper_program() -> Result<PathBuf> {
+    let own = std::env::current_exe().context(|| "cannot find this program".into())?;
+    if own.file_stem().is_some_and(|stem| stem == "prism") {
+        return Ok(own);
+    }
+    let name = "prism-gpu";
+    let folders = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name));
+    folders
+        .into_iter()
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            Error::new(format!(
+                "{name} is not beside {}: run `cargo build -p tests`",
+                own.display()
+            ))
+        })
+}
+
+/// Starts a process from a thread of its own, pinned to `core`, which lives until `then` and the process end.
+fn spawn(
+    mut command: Command,
+    core: Option<usize>,
+    then: impl FnOnce(&mut Pipes) + Send + 'static,
+) -> Result<Child> {
+    let program = format!("{:?}", command.get_program());
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        if let Some(core) = core {
+            let mut set = CpuSet::new();
+            set.set(core);
+            // A hint for speed: a host that refuses it still runs the machine.
+            let _ = sched_setaffinity(None, &set);
+        }
+        let mut pipes = Pipes::default();
+        let spawned = command.spawn().map(|mut child| {
+            pipes.stdout = child.stdout.take();
+            child
+        });
+        let pid = spawned.as_ref().ok().map(Child::id);
+        if sender.send(spawned).is_err() {
+            return;
+        }
+        then(&mut pipes);
+        // The kernel would kill the process with this thread.
+        while pid.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let child = receiver
+        .recv()
+        .context(|| format!("cannot start {program}"))?;
+    child.context(|| format!("cannot start {program}"))
+}
+
+#[derive(Debug, Default)]
+struct Pipes {
+    stdout: Option<std::process::ChildStdout>,
+}
+
+/// Reads the serial line to its end, into the log and to whoever waits.
+fn collect(pipes: &mut Pipes, serial: &Serial, mut file: File, show: Show) {
+    let mut buffer = [0; 4096];
+    while let Some(Ok(count @ 1..)) = pipes.stdout.as_mut().map(|pipe| pipe.read(&mut buffer)) {
+        let fresh = &buffer[..count];
+        let _ = file.write_all(fresh);
+        if show == Show::Serial {
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(fresh).and_then(|()| out.flush());
+        }
+        serial.lock().bytes.extend(fresh);
+        serial.changed.notify_all();
+    }
+    serial.lock().closed = true;
+    serial.changed.notify_all();
+}
+
+fn decode(status: ExitStatus) -> End {
+    match status.code() {
+        None => End::Signal,
+        Some(0) => End::PowerOff,
+        Some(1) => End::Emulator(1),
+        Some(code) if code & 1 == 1 => End::Verdict((code >> 1) as u32),
+        Some(code) => End::Emulator(code),
+    }
+}
+
+fn log(dir: &Path, name: &str) -> Result<File> {
+    let path = dir.join(name);
+    File::create(&path).context(|| format!("cannot create {}", path.display()))
+}
+
+fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
+    text.windows(pattern.len())
+        .position(|window| window == pattern)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn exit_status_tells_verdict_from_failure() {
+        let decode = |code: i32| decode(ExitStatus::from_raw(code << 8));
+        assert_eq!(decode(0), End::PowerOff);
+        assert_eq!(decode(1), End::Emulator(1));
+        assert_eq!(decode(33), End::Verdict(16));
+        assert_eq!(decode(35), End::Verdict(17));
+        assert_eq!(decode(2), End::Emulator(2));
+        assert_eq!(super::decode(ExitStatus::from_raw(9)), End::Signal);
+    }
+
+    #[test]
+    fn a_process_outlives_the_call_that_spawned_it() {
+        let mut command = command::tied(Path::new("/bin/sleep"));
+        command.arg("0.3");
+        let mut child = spawn(command, Some(0), |_| {}).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+}
