@@ -140,7 +140,8 @@ fn with_own_core() -> Result<(Command, PathBuf)> {
     Ok((command, target_dir().join("own-core")))
 }
 
-fn rust_version() -> Result<String> {
+/// The version of the compiler in use.
+pub fn rust_version() -> Result<String> {
     let out = rustc()
         .arg("--version")
         .output()

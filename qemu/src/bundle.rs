@@ -62,7 +62,7 @@ impl Bundle {
 }
 
 /// The kernels, initrds and firmware that a configuration names.
-fn named_files(config: &str) -> Result<Vec<String>> {
+pub fn named_files(config: &str) -> Result<Vec<String>> {
     let table: toml::Table = config
         .parse()
         .map_err(|e: toml::de::Error| Error::new(one_line(&e.to_string())))?;

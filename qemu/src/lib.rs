@@ -2,8 +2,10 @@
 
 pub mod build;
 pub mod bundle;
+pub mod cli;
 pub mod console;
 pub mod cpio;
+pub mod demo;
 pub mod error;
 pub mod guest;
 pub mod lock;
@@ -11,6 +13,8 @@ pub mod machine;
 pub mod paths;
 pub mod progress;
 pub mod provision;
+pub mod report;
 pub mod server;
+pub mod terminal;
 
 pub use error::{Error, Result};

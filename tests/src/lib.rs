@@ -1,4 +1,5 @@
 //! Common ground of the tests that boot machines.
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

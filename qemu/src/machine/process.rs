@@ -183,18 +183,17 @@ impl Running {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        let closed = state.closed;
         drop(state);
-        let end = if closed {
-            decode(
-                self.emulator
-                    .wait()
-                    .context(|| "cannot wait for the emulator".into())?,
-            )
+        let status = if self.serial.lock().closed {
+            self.emulator.wait().map(Some)
         } else {
-            End::TimedOut
+            self.emulator.try_wait()
         };
+        let end = status
+            .context(|| "cannot wait for the emulator".into())?
+            .map_or(End::TimedOut, decode);
         self.kill();
+        self.drain();
         let serial = String::from_utf8_lossy(&self.serial.lock().bytes).into_owned();
         Ok(Outcome {
             end,
@@ -202,6 +201,21 @@ impl Running {
             dir: self.dir.clone(),
             time: self.started.elapsed(),
         })
+    }
+
+    /// Waits until all that the dead emulator wrote has been read.
+    fn drain(&self) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut state = self.serial.lock();
+        while !state.closed && Instant::now() < deadline {
+            let pause = Duration::from_millis(100);
+            state = self
+                .serial
+                .changed
+                .wait_timeout(state, pause)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 
     fn kill(&mut self) {

@@ -1,0 +1,149 @@
+//! A run that a person watches: the guests of a configuration on a machine, their consoles, a table at the end.
+
+use std::time::Duration;
+
+use crate::bundle::{Bundle, named_files};
+use crate::cli::{Lifetime, Options};
+use crate::console::Console;
+use crate::error::{Error, Result, read};
+use crate::guest::Initrd;
+use crate::machine::{End, Kind, Machine, Outcome, Show};
+use crate::provision::KernelKind;
+use crate::{build, report, terminal};
+
+/// What Prism writes to the exit device when every guest has powered off by itself.
+const SUCCESS: u32 = 0x10;
+
+/// Provisions, builds, boots, shows; true when a `--once` run passed or an interactive one ended.
+pub fn run(options: &Options) -> Result<bool> {
+    // A word that only a guest whose GPU test passed prints: Linux does not echo what is in its initrd.
+    let passed = format!(
+        "passed-{:08x}",
+        std::process::id().wrapping_mul(0x9e37_79b9)
+    );
+    let machine = match options.machine {
+        Kind::SvmTcg => prism(options, &passed)?,
+        Kind::Native => native(options, &passed)?,
+    };
+    let machine = machine.cpus(options.cpus);
+    let machine = match options.memory_mib {
+        Some(mib) => machine.memory_mib(mib),
+        None => machine,
+    };
+    eprintln!("starting the machine (Ctrl-] q ends the run) ...");
+    let outcome = terminal::attach(machine.show(Show::Serial).start()?, options.limit)?;
+    conclude(options, &outcome, &passed)
+}
+
+fn prism(options: &Options, passed: &str) -> Result<Machine> {
+    let bundle = Bundle::of(&options.config, |name| {
+        provided(name, options.lifetime, passed)
+    })?;
+    let image = build::image(&[])?;
+    let arguments = match options.lifetime {
+        Lifetime::Once => "once stats",
+        Lifetime::Interactive => "stats",
+    };
+    Ok(Machine::svm_tcg("demo", &image)
+        .module(bundle.finish())
+        .arguments(arguments))
+}
+
+fn native(options: &Options, passed: &str) -> Result<Machine> {
+    let text = String::from_utf8_lossy(&read(&options.config)?).into_owned();
+    let files = named_files(&text)?;
+    let kind = files
+        .iter()
+        .find_map(|name| kernel_of(name))
+        .ok_or_else(|| {
+            Error::new(format!(
+                "{} names no debian-KERNEL/vmlinuz to boot natively",
+                options.config.display()
+            ))
+        })?;
+    let initrd = demo_initrd(kind, options.lifetime, passed)?;
+    let machine = Machine::native("demo", &kind.get()?.image);
+    Ok(machine
+        .module(initrd)
+        .arguments("console=ttyS0 quiet panic=-1"))
+}
+
+/// Files that configurations may name without having them.
+fn provided(name: &str, lifetime: Lifetime, passed: &str) -> Result<Option<Vec<u8>>> {
+    let Some(kind) = kernel_of(name) else {
+        return Ok(None);
+    };
+    match name.split_once('/').map(|(_, file)| file) {
+        Some("vmlinuz") => read(&kind.get()?.image).map(Some),
+        Some("demo.initrd") => demo_initrd(kind, lifetime, passed).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The kernel of a name like `debian-6.1/vmlinuz`.
+fn kernel_of(name: &str) -> Option<KernelKind> {
+    KernelKind::from_name(name.strip_prefix("debian-")?.split_once('/')?.0)
+}
+
+fn demo_initrd(kind: KernelKind, lifetime: Lifetime, passed: &str) -> Result<Vec<u8>> {
+    let kernel = kind.get()?;
+    let smoke = build::guest_program("smoke")?;
+    let test = format!("smoke && echo \"GPU test {passed}\" || echo 'GPU test FAILED'");
+    let end = match lifetime {
+        Lifetime::Once => "poweroff -f",
+        Lifetime::Interactive => {
+            "echo 'a shell: try `smoke`, or `dmesg`'; setsid cttyhack sh; poweroff -f"
+        }
+    };
+    let initrd = Initrd::new()?
+        .modules(&kernel)?
+        .load(&kernel, "")?
+        .program(&smoke)?;
+    Ok(initrd
+        .script("echo \"Linux $(uname -r) is up\"")
+        .script(&test)
+        .script(end)
+        .finish())
+}
+
+fn conclude(options: &Options, outcome: &Outcome, passed: &str) -> Result<bool> {
+    let console = Console::parse(&outcome.serial);
+    report::print(&console);
+    eprintln!(
+        "ended after {:.1?}; logs are in {}",
+        outcome.time.min(Duration::from_secs(86_400)),
+        outcome.dir.display()
+    );
+    if options.lifetime == Lifetime::Interactive {
+        return Ok(true);
+    }
+    let wanted = match options.machine {
+        Kind::SvmTcg => End::Verdict(SUCCESS),
+        Kind::Native => End::PowerOff,
+    };
+    if outcome.end != wanted {
+        return Err(Error::new(format!(
+            "the machine ended with {:?} instead of {wanted:?}",
+            outcome.end
+        )));
+    }
+    let guests = match options.machine {
+        Kind::SvmTcg => report::guests(&console).len().max(1),
+        Kind::Native => 1,
+    };
+    let count = outcome.serial.matches(passed).count();
+    if count != guests {
+        return Err(Error::new(format!(
+            "the GPU test passed in {count} of {guests} guests"
+        )));
+    }
+    println!(
+        "the GPU test passed in {}",
+        if guests == 1 {
+            "the guest".into()
+        } else {
+            format!("all {guests} guests")
+        }
+    );
+    Ok(true)
+}
