@@ -1,0 +1,301 @@
+//! The modes beside the cases: load, hangs, timing, and page-table updates.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use crate::Report;
+use crate::batch::{Batch, Rect, Surface, Tiling, endless};
+use crate::cases::{Outcome, expect, told};
+use crate::i915::{Buffer, Class, Context, Engine, Fence, Gpu};
+
+/// How long a hung batch may live: i915's own detection takes four heartbeats of 2.5 s, more under emulation.
+const HANG_MS: i32 = 120_000;
+/// The piece of work of `load`.
+const PIECE: Duration = Duration::from_millis(20);
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// A byte of configuration space that the software GPU takes as the mark of a phase; others ignore it.
+const PHASE_MARK: u64 = 0xf0;
+
+fn open() -> Result<Gpu, String> {
+    told(Gpu::open(), "open")
+}
+
+fn named(gpu: &Gpu, name: &str) -> Result<Engine, String> {
+    let engines = told(gpu.engines(), "engines")?;
+    engines
+        .into_iter()
+        .find(|engine| engine.to_string() == name)
+        .ok_or_else(|| format!("no engine {name}"))
+}
+
+/// Marks a phase for whoever counts on the other side.
+fn mark(gpu: &Gpu, phase: u8) {
+    if let Ok(config) = gpu.config() {
+        let _ = config.write_at(&[phase], PHASE_MARK);
+    }
+}
+
+/// Keeps engines loaded.
+pub fn load(report: &mut Report, seconds: u32, name: &str) -> Result<(), String> {
+    let gpu = open()?;
+    let engines = match name {
+        "all" => told(gpu.engines(), "engines")?,
+        name => vec![named(&gpu, name)?],
+    };
+    drop(gpu);
+    let begun = Instant::now();
+    let end = begun + Duration::from_secs(seconds.into());
+    let start =
+        |engine: Engine| std::thread::spawn(move || (engine, load_engine(engine, begun, end)));
+    let threads: Vec<_> = engines.into_iter().map(start).collect();
+    for thread in threads {
+        let (engine, outcome) = thread
+            .join()
+            .map_err(|_| "a thread of the load ended badly")?;
+        report.case("load", engine, outcome);
+    }
+    Ok(())
+}
+
+/// Work for one engine whose length can be chosen.
+struct Work<'g> {
+    context: Context<'g>,
+    batch: Buffer<'g>,
+    data: Vec<Buffer<'g>>,
+}
+
+impl<'g> Work<'g> {
+    /// `units` copies of 8 MiB on the blitter, or as many times 65,536 commands that do nothing elsewhere.
+    fn new(gpu: &'g Gpu, engine: Engine, units: usize) -> std::io::Result<Self> {
+        let (pitch, size) = (8 << 10, 8 << 20);
+        let (data, commands) = if engine.class == Class::Copy {
+            let (from, to) = (gpu.buffer(size)?, gpu.buffer(size)?);
+            let surface = |buffer: &Buffer<'_>| Surface {
+                address: buffer.address,
+                tiling: Tiling::Linear,
+                pitch,
+                height: size / pitch,
+            };
+            let rect = Rect {
+                x1: 0,
+                y1: 0,
+                x2: pitch / 4,
+                y2: size / pitch,
+            };
+            let copy = |batch: Batch, _| batch.copy(&surface(&from), (0, 0), &surface(&to), rect);
+            let commands = (0..units).fold(Batch::default(), copy).end();
+            (vec![from, to], commands)
+        } else {
+            (Vec::new(), Batch::default().nothing(units << 16).end())
+        };
+        Ok(Self {
+            context: gpu.context(engine)?,
+            batch: gpu.batch(&commands)?,
+            data,
+        })
+    }
+
+    fn submit(&self) -> std::io::Result<Fence> {
+        self.context
+            .submit(&self.batch, &self.data.iter().collect::<Vec<_>>())
+    }
+
+    /// The shortest of a few runs.
+    fn time(&self) -> std::io::Result<Duration> {
+        let mut best = Duration::MAX;
+        for _ in 0..4 {
+            let begun = Instant::now();
+            self.submit()?.wait()?;
+            best = best.min(begun.elapsed());
+        }
+        Ok(best)
+    }
+}
+
+fn load_engine(engine: Engine, begun: Instant, end: Instant) -> Outcome {
+    let gpu = open()?;
+    let unit = told(
+        Work::new(&gpu, engine, 1).and_then(|work| work.time()),
+        "calibration",
+    )?;
+    let units = (PIECE.as_nanos() / unit.as_nanos().max(1)).clamp(1, 64) as usize;
+    let work = told(Work::new(&gpu, engine, units), "work")?;
+    println!(
+        "LOAD {engine} unit_us={} units={units} t_us={}",
+        unit.as_micros(),
+        begun.elapsed().as_micros()
+    );
+    let (mut queue, mut done, mut next_report) = (VecDeque::new(), 0u64, Instant::now());
+    while Instant::now() < end {
+        while queue.len() < 3 {
+            queue.push_back(told(work.submit(), "submit")?);
+        }
+        if let Some(fence) = queue.pop_front() {
+            told(fence.wait(), "load")?;
+            done += 1;
+        }
+        if Instant::now() >= next_report {
+            println!(
+                "LOAD {engine} done={done} t_us={}",
+                begun.elapsed().as_micros()
+            );
+            next_report += REPORT_EVERY;
+        }
+    }
+    println!(
+        "LOAD {engine} done={done} end t_us={}",
+        begun.elapsed().as_micros()
+    );
+    for fence in queue {
+        told(fence.wait(), "the last ones")?;
+    }
+    Ok(format!("{done} pieces of {units} units"))
+}
+
+/// Hangs an engine again and again, each time as a new client, since a client that hangs too often is banned.
+pub fn hang(report: &mut Report, name: &str, count: u32) -> Result<(), String> {
+    for number in 1..=count {
+        let gpu = open()?;
+        let engine = named(&gpu, name)?;
+        report.case(&format!("hang-{number}"), engine, hang_one(&gpu, engine));
+    }
+    Ok(())
+}
+
+/// Hangs every engine once, with quick heartbeats where the kernel lets them be set, and stores afterwards.
+pub fn hang_once(report: &mut Report) -> Result<(), String> {
+    let engines = told(open()?.engines(), "engines")?;
+    for engine in engines {
+        for card in 0..4 {
+            let folder = format!("/sys/class/drm/card{card}/engine/{engine}");
+            let _ = std::fs::write(format!("{folder}/heartbeat_interval_ms"), "500");
+        }
+        let gpu = open()?;
+        report.case("hang", engine, hang_one(&gpu, engine));
+        report.case("after-hang", engine, store_one(&gpu, engine));
+    }
+    Ok(())
+}
+
+/// Submits a batch that never ends; passes when it has been ended by a reset.
+fn hang_one(gpu: &Gpu, engine: Engine) -> Outcome {
+    let context = told(gpu.context(engine), "context")?;
+    let batch = told(gpu.buffer(4096), "buffer")?;
+    told(batch.pwrite(0, &endless(&batch)), "commands")?;
+    let begun = Instant::now();
+    let fence = told(context.submit(&batch, &[]), "submit")?;
+    if !told(fence.signals_within(HANG_MS), "fence")? {
+        return Err("was not reset".into());
+    }
+    let after = begun.elapsed().as_millis();
+    match told(context.resets(), "reset statistics")? {
+        0 => Err(format!("ended after {after} ms without a reset")),
+        _ => Ok(format!("reset after {after} ms")),
+    }
+}
+
+/// One store in a new context.
+fn store_one(gpu: &Gpu, engine: Engine) -> Outcome {
+    let context = told(gpu.context(engine), "context")?;
+    let data = told(gpu.buffer(4096), "buffer")?;
+    let batch = told(
+        gpu.batch(&Batch::default().store(data.address, 0xa11).end()),
+        "batch",
+    )?;
+    told(
+        context
+            .submit(&batch, &[&data])
+            .and_then(|fence| fence.wait()),
+        "submit",
+    )?;
+    expect("the store", told(data.map(), "map")?.get(0), 0xa11)?;
+    Ok(String::new())
+}
+
+/// Times batches that do nothing: phase 1 to 2 waits for each, phase 3 to 4 queues them.
+pub fn bench(report: &mut Report, count: u32, name: &str) -> Result<(), String> {
+    let gpu = open()?;
+    let engine = named(&gpu, name)?;
+    let context = told(gpu.context(engine), "context")?;
+    let batch = told(gpu.batch(&Batch::default().end()), "batch")?;
+    let submit = || context.submit(&batch, &[]);
+    // Not counted: the first submission of a context binds its buffers.
+    told(submit().and_then(|fence| fence.wait()), "first")?;
+    mark(&gpu, 1);
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let begun = Instant::now();
+        told(submit().and_then(|fence| fence.wait()), "submit and wait")?;
+        times.push(begun.elapsed().as_nanos());
+    }
+    mark(&gpu, 2);
+    times.sort_unstable();
+    let mean = times.iter().sum::<u128>() / u128::from(count.max(1));
+    let median = times.get(times.len() / 2).copied().unwrap_or(0);
+    let least = times.first().copied().unwrap_or(0);
+    println!("BENCH wait {engine} n={count} mean_ns={mean} median_ns={median} min_ns={least}");
+    mark(&gpu, 3);
+    let begun = Instant::now();
+    let mut last = None;
+    for _ in 0..count {
+        last = Some(told(submit(), "submit")?);
+    }
+    if let Some(fence) = last {
+        told(fence.wait(), "the last one")?;
+    }
+    let mean = begun.elapsed().as_nanos() / u128::from(count.max(1));
+    mark(&gpu, 4);
+    println!("BENCH queued {engine} n={count} mean_ns={mean}");
+    report.case("bench", engine, Ok(String::new()));
+    Ok(())
+}
+
+/// Binds two buffers of 2 MiB (512 entries of one table) at one address in turn: phase 5 to 6.
+pub fn remap(report: &mut Report, count: u32) -> Result<(), String> {
+    const SIZE: usize = 2 << 20;
+    let gpu = open()?;
+    let engine = named(&gpu, "rcs0")?;
+    let context = told(gpu.context(engine), "context")?;
+    let (even, mut odd) = (
+        told(gpu.buffer(SIZE), "buffer")?,
+        told(gpu.buffer(SIZE), "buffer")?,
+    );
+    odd.address = even.address;
+    let last = even.address + SIZE as u64 - 4;
+    let commands = |value| {
+        Batch::default()
+            .store(even.address, value)
+            .store(last, value)
+            .end()
+    };
+    mark(&gpu, 5);
+    let begun = Instant::now();
+    for number in 0..count {
+        let target = if number % 2 == 0 { &even } else { &odd };
+        let batch = told(gpu.batch(&commands(number + 1)), "batch")?;
+        told(
+            context
+                .submit(&batch, &[target])
+                .and_then(|fence| fence.wait()),
+            "submit",
+        )?;
+    }
+    let mean = begun.elapsed().as_nanos() / u128::from(count.max(1));
+    mark(&gpu, 6);
+    println!("REMAP n={count} mean_ns={mean}");
+    let check = |buffer: &Buffer<'_>, value| -> Outcome {
+        let map = told(buffer.map(), "map")?;
+        expect("the first store", map.get(0), value)?;
+        expect("the last store", map.get(SIZE - 4), value)?;
+        Ok(String::new())
+    };
+    // Of 1 to `count`, odd numbers went to one buffer and even numbers to the other.
+    report.case(
+        "remap-even",
+        engine,
+        check(&even, count.div_ceil(2) * 2 - 1),
+    );
+    report.case("remap-odd", engine, check(&odd, count / 2 * 2));
+    Ok(())
+}
