@@ -3,26 +3,27 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// One job of known size in bytes.
+/// One download.
 #[derive(Debug)]
 pub struct Progress {
     what: String,
-    total: u64,
+    bytes: Option<u64>,
     started: Instant,
     drawn: Option<Instant>,
     terminal: bool,
 }
 
 impl Progress {
-    /// Begins to show `what`; `total` bytes are expected (0 if unknown).
-    pub fn start(what: &str, total: u64) -> Self {
+    /// Begins to show `what`, a job of so many bytes where that is known beforehand.
+    pub fn start(what: &str, bytes: Option<u64>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         if !terminal {
-            eprintln!("{what} ({}) ...", megabytes(total));
+            let size = bytes.map_or_else(String::new, |b| format!(" ({})", megabytes(b)));
+            eprintln!("{what}{size} ...");
         }
         Self {
             what: what.into(),
-            total,
+            bytes,
             started: Instant::now(),
             drawn: None,
             terminal,
@@ -36,26 +37,22 @@ impl Progress {
             return;
         }
         self.drawn = Some(Instant::now());
-        let done = self.total.saturating_mul(permille) / 1000;
-        eprint!(
-            "\r\x1b[K{}: {} of {} ({} %)",
-            self.what,
-            megabytes(done),
-            megabytes(self.total),
-            permille / 10
-        );
+        let part = |all: u64| megabytes(all.saturating_mul(permille) / 1000);
+        let size = self.bytes.map_or_else(String::new, |all| {
+            format!("{} of {}, ", part(all), megabytes(all))
+        });
+        eprint!("\r\x1b[K{}: {size}{} %", self.what, permille / 10);
         let _ = std::io::stderr().flush();
     }
 
     /// Ends the line.
     pub fn finish(self) {
         let start = if self.terminal { "\r\x1b[K" } else { "" };
+        let size = self
+            .bytes
+            .map_or_else(String::new, |b| format!("{} in ", megabytes(b)));
         let seconds = self.started.elapsed().as_secs_f32();
-        eprintln!(
-            "{start}{}: done, {} in {seconds:.1} s",
-            self.what,
-            megabytes(self.total)
-        );
+        eprintln!("{start}{}: done, {size}{seconds:.1} s", self.what);
     }
 
     /// Clears the line, for an error to follow.

@@ -18,6 +18,8 @@ use crate::progress::Progress;
 pub struct Suites {
     names: Vec<String>,
     dir: PathBuf,
+    /// Shared by all sets: a list that one has fetched serves the next.
+    lists: PathBuf,
     debs: PathBuf,
 }
 
@@ -34,10 +36,12 @@ impl Suites {
         let suites = Self {
             names: names.iter().map(|n| (*n).to_string()).collect(),
             dir: root.join(names.join("+")),
+            lists: root.join("lists"),
             debs: root.join("debs"),
         };
         make_dir(&suites.debs.join("partial"))?;
-        for sub in ["lists/partial", "empty", "none/partial"] {
+        make_dir(&suites.lists.join("partial"))?;
+        for sub in ["empty", "none/partial"] {
             make_dir(&suites.dir.join(sub))?;
         }
         write(&suites.dir.join("status"), "")?;
@@ -107,23 +111,23 @@ impl Suites {
         let dir = self.dir.display();
         format!(
             "#clear APT::Update;\n#clear DPkg;\n\
-             Dir::State \"{dir}/\";\nDir::State::lists \"{dir}/lists/\";\nDir::State::status \"{dir}/status\";\n\
+             Dir::State \"{dir}/\";\nDir::State::lists \"{}/\";\nDir::State::status \"{dir}/status\";\n\
              Dir::Cache \"{dir}/\";\nDir::Cache::archives \"{}/\";\nDir::Log \"{dir}/\";\n\
              Dir::Cache::pkgcache \"{dir}/pkgcache.bin\";\nDir::Cache::srcpkgcache \"\";\n\
              Dir::Etc::sourcelist \"{dir}/sources.list\";\nDir::Etc::sourceparts \"{dir}/empty\";\n\
              Dir::Etc::preferences \"{dir}/none\";\nDir::Etc::preferencesparts \"{dir}/empty\";\n\
-             APT::Sandbox::User \"root\";\nAPT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
+             APT::Get::List-Cleanup \"false\";\nAPT::Sandbox::User \"root\";\nAPT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
              APT::Install-Recommends \"false\";\nAPT::Keep-Downloaded-Packages \"true\";\n\
              APT::Update::Error-Mode \"any\";\nAcquire::Check-Valid-Until \"false\";\nAcquire::Retries \"3\";\n\
              Acquire::Languages \"none\";\nAcquire::GzipIndexes \"false\";\n",
+            self.lists.display(),
             self.debs.display()
         )
     }
 
     fn update(&self) -> Result<()> {
         let what = format!("fetching the package lists of {}", self.names.join(", "));
-        // The size of lists is not known beforehand; a stable suite has about 10 MB.
-        self.apt_get(&["update"], &self.dir, Progress::start(&what, 10_000_000))?;
+        self.apt_get(&["update"], &self.dir, Progress::start(&what, None))?;
         write(&self.dir.join("fresh"), "")
     }
 
@@ -153,7 +157,7 @@ impl Suites {
                 1 => format!("fetching {spec}"),
                 n => format!("fetching {spec} ({n} packages)"),
             };
-            self.apt_get(arguments, &self.debs, Progress::start(&what, bytes))?;
+            self.apt_get(arguments, &self.debs, Progress::start(&what, Some(bytes)))?;
         }
         if let Some(lost) = wanted.iter().find(|w| !self.has(w)) {
             return Err(Error::new(format!("apt did not deliver {}", lost.file)));
