@@ -1,0 +1,20 @@
+//! Local APIC of a vCPU (Intel SDM Vol. 3A, chapter 11), split in two so that no lock is needed:
+//! [`Lapic`] is owned by its vCPU; [`Posted`] is shared, and every other CPU writes only there.
+
+mod lapic;
+mod posted;
+mod regs;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod vectors;
+
+pub use lapic::{ApicBus, Bootstrap, Interrupt, Lapic, Mode, Signals};
+pub use posted::{Delivered, Posted, deliver};
+#[cfg(test)]
+pub(crate) use tests::Xorshift;
+pub use timer::Deadline;
+
+/// The access raises #GP(0) in the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GeneralProtection;
