@@ -369,7 +369,7 @@ mod tests {
         let mut rtc = rtc();
         let mut edges = 0;
         let mut last = 0;
-        for step in 0..3_000 {
+        for step in 0..=3_000 {
             let flag = read(&mut rtc, REG_A, step * 1_000_000) & A_UPDATE;
             edges += u32::from(flag != last);
             last = flag;
