@@ -18,6 +18,7 @@ pub mod pvinfo;
 pub mod reg;
 pub mod reset;
 pub mod ring;
+pub mod trace;
 
 pub use addr::{Gfn, GgttAddr, Gpa, Hpa, Nanos, PAGE_SIZE, PpgttAddr};
 pub use engine::{ENGINES, Engine, EngineInfo, EngineMask, event};
