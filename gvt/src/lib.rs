@@ -1,11 +1,30 @@
 //! The mediator: several virtual GPUs on one Intel Gen8 to Gen9.5 GPU, as a state machine between `Host` and `Hw`.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![cfg_attr(
+    test,
+    allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")
+)]
 
 extern crate alloc;
 
+mod gpu;
+pub mod gtt;
 pub mod host;
 pub mod hw;
+mod mediator;
+mod report;
+pub mod stats;
+pub mod trace;
+mod vgpu;
 
 pub use host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
 pub use hw::{Aperture, ApertureAccess, Hw};
+pub use mediator::{ApertureSlice, Config, Gvt, ResetKind, VGPUS, VgpuConfig, VgpuId};
+pub use report::{Action, Cause, CreateError, InitError, Report};
+pub use stats::{Stats, Totals};
+pub use vgpu::config_space::Bar;
+
+#[cfg(test)]
+pub(crate) mod testing;

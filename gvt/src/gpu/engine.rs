@@ -1,0 +1,217 @@
+//! One physical engine: what was submitted to it and what its status buffer says since. Every submission is one
+//! guest context followed by the parking context, or the parking context alone.
+
+use crate::gpu::parking::{self, Parking};
+use crate::gpu::pool::Block;
+use crate::gpu::switch::Loaded;
+use crate::host::Host;
+use crate::hw::Hw;
+use arrayvec::ArrayVec;
+use gvt_defs::execlist::{CSB_ENTRIES, CsbEntry, Descriptor, HWSP_CSB, HWSP_CSB_WRITE, csb_next};
+use gvt_defs::{Engine, GgttAddr, Nanos, ring};
+
+/// What a submitted list begins with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum List {
+    /// A guest context, then parking.
+    Run(u32),
+    /// Parking alone.
+    Park,
+}
+
+/// How far the active list is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Active {
+    /// The guest context of `List::Run` is on the hardware.
+    Guest(u32),
+    /// Parking is.
+    Parked,
+    /// Nothing is.
+    Idle,
+}
+
+/// What the status buffer told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    /// A guest context left the hardware for another context; its image is final.
+    Out(u32),
+    /// The status buffer makes no sense: the engine must be reset.
+    Broken,
+}
+
+/// A vGPU's stay on the engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// Index of the vGPU.
+    pub(crate) vgpu: usize,
+    /// When its context was loaded.
+    pub(crate) since: Nanos,
+    /// It has to go.
+    pub(crate) asked: Option<Ask>,
+}
+
+/// A wish that the guest context leave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    /// Since when somebody waits for that.
+    pub(crate) since: Nanos,
+    /// Whether the hardware was told.
+    pub(crate) sent: Sent,
+}
+
+/// Whether the hardware was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sent {
+    No,
+    Yes,
+}
+
+/// The engine.
+pub(crate) struct PhysEngine {
+    engine: Engine,
+    /// Its hardware status page.
+    status: Block,
+    parking: Parking,
+    active: Active,
+    pending: Option<List>,
+    csb_read: u32,
+    /// Its switch registers.
+    pub(crate) loaded: Loaded,
+    /// The vGPU whose registers are loaded.
+    pub(crate) owner: Option<usize>,
+    /// Who is on it.
+    pub(crate) run: Option<Run>,
+    /// Who used it last, since when without a break.
+    pub(crate) slice: Option<(usize, Nanos)>,
+    /// RING_IMR as written.
+    imr: u32,
+}
+
+impl PhysEngine {
+    pub(crate) fn new(engine: Engine, status: Block, parking: Parking) -> Self {
+        Self {
+            engine,
+            status,
+            parking,
+            active: Active::Idle,
+            pending: None,
+            csb_read: CSB_ENTRIES - 1,
+            loaded: Loaded::unknown(),
+            owner: None,
+            run: None,
+            slice: None,
+            imr: u32::MAX,
+        }
+    }
+
+    /// The status page's graphics address.
+    pub(crate) fn status_page(&self) -> GgttAddr {
+        self.status.ggtt()
+    }
+
+    /// Makes the software side agree with an engine that was just reset.
+    pub(crate) fn restart(&mut self, host: &mut dyn Host) {
+        self.active = Active::Idle;
+        self.pending = None;
+        self.csb_read = CSB_ENTRIES - 1;
+        self.loaded.forget();
+        self.owner = None;
+        self.run = None;
+        self.imr = u32::MAX;
+        self.status.write(host, HWSP_CSB_WRITE, &[self.csb_read]);
+        self.parking.restart(host);
+    }
+
+    /// Whether a submission may be made: the last one has been seen to start.
+    pub(crate) fn accepts(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// Gives the hardware a guest context. `accepts` must hold.
+    pub(crate) fn submit<W: Hw>(&mut self, host: &mut dyn Host, hw: &mut W, context: Descriptor) {
+        let parking = self.parking.next(host);
+        self.pending = Some(List::Run(context.id()));
+        self.write_elsp(hw, context, parking);
+    }
+
+    /// Makes the hardware give up the guest context at its next arbitration point. `accepts` must hold.
+    pub(crate) fn park<W: Hw>(&mut self, host: &mut dyn Host, hw: &mut W) {
+        let parking = self.parking.next(host);
+        self.pending = Some(List::Park);
+        self.write_elsp(hw, parking, Descriptor(0));
+    }
+
+    fn write_elsp<W: Hw>(&mut self, hw: &mut W, first: Descriptor, second: Descriptor) {
+        let elsp = self.engine.base() + ring::ELSP;
+        for dword in [second.id(), second.low(), first.id(), first.low()] {
+            hw.write(elsp, dword);
+        }
+    }
+
+    /// Reads what is new in the status buffer. It lies in memory: no register access.
+    pub(crate) fn poll(&mut self, host: &mut dyn Host) -> ArrayVec<Event, 6> {
+        let mut events = ArrayVec::new();
+        let write = self.status.dword(host, HWSP_CSB_WRITE) & 7;
+        if write >= CSB_ENTRIES {
+            return events;
+        }
+        while self.csb_read != write && !events.is_full() {
+            self.csb_read = csb_next(self.csb_read);
+            let mut entry = [0; 2];
+            self.status.read(host, HWSP_CSB + 8 * self.csb_read, &mut entry);
+            let [status, id] = entry;
+            if let Some(event) = self.step(CsbEntry { status, id }) {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    fn step(&mut self, entry: CsbEntry) -> Option<Event> {
+        if entry.promotes() {
+            let Some(list) = self.pending.take() else { return Some(Event::Broken) };
+            let before = core::mem::replace(&mut self.active, Active::of(list));
+            return match (before, list) {
+                (Active::Guest(old), List::Run(new)) if old == new => None,
+                (Active::Guest(old), _) => Some(Event::Out(old)),
+                _ => None,
+            };
+        }
+        match self.active {
+            Active::Guest(tag) => {
+                self.active = Active::Parked;
+                // The same context is submitted again already: it has not left.
+                (self.pending != Some(List::Run(tag))).then_some(Event::Out(tag))
+            }
+            Active::Parked => {
+                self.active = Active::Idle;
+                None
+            }
+            Active::Idle => Some(Event::Broken),
+        }
+    }
+
+    /// Writes RING_IMR if it changes; `mask` is in bank positions.
+    pub(crate) fn set_imr<W: Hw>(&mut self, hw: &mut W, mask: u32) {
+        if self.imr != mask {
+            self.imr = mask;
+            hw.write(self.engine.base() + ring::IMR, mask);
+        }
+    }
+}
+
+impl Active {
+    const fn of(list: List) -> Self {
+        match list {
+            List::Run(tag) => Self::Guest(tag),
+            List::Park => Self::Parked,
+        }
+    }
+}
+
+/// What the status buffer calls slot `slot` of vGPU `vgpu`. Never equal to a parking context's.
+pub(crate) const fn context_tag(vgpu: usize, slot: usize) -> u32 {
+    ((vgpu as u32 & 0x3F) << 4 | slot as u32 & 0xF) + 1
+}
+
+const _: () = assert!(context_tag(0x3F, 0xF) < parking::tag(Engine::Rcs));

@@ -1,0 +1,203 @@
+//! The physical GPU: everything that touches `Hw` except the page tables.
+
+pub(crate) mod engine;
+pub(crate) mod init;
+pub(crate) mod parking;
+pub(crate) mod pool;
+pub(crate) mod reset;
+pub(crate) mod switch;
+
+use crate::hw::{Aperture, Hw};
+use crate::stats::Totals;
+use alloc::vec::Vec;
+use engine::PhysEngine;
+use gvt_defs::reg::irq;
+use gvt_defs::{ENGINES, Engine, EngineMask, reg};
+use pool::Pool;
+
+/// PCI configuration space as it was before anything touched the GPU, in dwords.
+pub(crate) type ConfigSnapshot = [u32; 64];
+
+/// Reads of a self-clearing or acknowledging register before it counts as dead. Silicon needs a few microseconds.
+pub(crate) const POLLS: u32 = 20_000;
+
+/// `Hw` with its accesses counted.
+pub(crate) struct Counted<W> {
+    inner: W,
+    pub(crate) totals: Totals,
+}
+
+impl<W: Hw> Counted<W> {
+    pub(crate) const fn new(inner: W) -> Self {
+        Self { inner, totals: Totals { reads: 0, writes: 0, ptes: 0, interrupts: 0, resets: 0 } }
+    }
+
+    /// Register accesses so far.
+    pub(crate) fn accesses(&self) -> u64 {
+        self.totals.reads + self.totals.writes
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inner(&mut self) -> &mut W {
+        &mut self.inner
+    }
+
+    /// Reads `offset` until `done`, a bounded number of times.
+    pub(crate) fn poll(&mut self, offset: u32, done: impl Fn(u32) -> bool) -> bool {
+        (0..POLLS).any(|_| done(self.read(offset)))
+    }
+}
+
+impl<W: Hw> Hw for Counted<W> {
+    fn config_read(&mut self, offset: u16) -> u32 {
+        self.inner.config_read(offset)
+    }
+
+    fn config_write(&mut self, offset: u16, value: u32) {
+        self.inner.config_write(offset, value);
+    }
+
+    fn read(&mut self, offset: u32) -> u32 {
+        self.totals.reads += 1;
+        self.inner.read(offset)
+    }
+
+    fn write(&mut self, offset: u32, value: u32) {
+        self.totals.writes += 1;
+        self.inner.write(offset, value);
+    }
+
+    fn ggtt_read(&mut self, index: u32) -> u64 {
+        self.inner.ggtt_read(index)
+    }
+
+    fn ggtt_write(&mut self, index: u32, pte: u64) {
+        self.totals.ptes += 1;
+        self.inner.ggtt_write(index, pte);
+    }
+
+    fn ggtt_entries(&mut self) -> u32 {
+        self.inner.ggtt_entries()
+    }
+
+    fn aperture(&mut self) -> Aperture {
+        self.inner.aperture()
+    }
+}
+
+/// One value per engine, reachable without indexing.
+#[derive(Debug)]
+pub(crate) struct PerEngine<T>([T; ENGINES]);
+
+impl<T> PerEngine<T> {
+    pub(crate) fn from_fn(make: impl FnMut(Engine) -> T) -> Self {
+        Self(Engine::ALL.map(make))
+    }
+
+    pub(crate) const fn from_array(values: [T; ENGINES]) -> Self {
+        Self(values)
+    }
+
+    pub(crate) fn get(&self, engine: Engine) -> &T {
+        let [rcs, bcs, vcs0, vcs1, vecs] = &self.0;
+        match engine {
+            Engine::Rcs => rcs,
+            Engine::Bcs => bcs,
+            Engine::Vcs0 => vcs0,
+            Engine::Vcs1 => vcs1,
+            Engine::Vecs => vecs,
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, engine: Engine) -> &mut T {
+        let [rcs, bcs, vcs0, vcs1, vecs] = &mut self.0;
+        match engine {
+            Engine::Rcs => rcs,
+            Engine::Bcs => bcs,
+            Engine::Vcs0 => vcs0,
+            Engine::Vcs1 => vcs1,
+            Engine::Vecs => vecs,
+        }
+    }
+}
+
+/// The engines that a set names.
+pub(crate) fn engines(mask: EngineMask) -> impl Iterator<Item = Engine> {
+    Engine::ALL.into_iter().filter(move |engine| mask.has(*engine))
+}
+
+/// The physical GPU.
+pub(crate) struct Gpu<W> {
+    pub(crate) hw: Counted<W>,
+    pub(crate) present: EngineMask,
+    pub(crate) engines: PerEngine<PhysEngine>,
+    pub(crate) pool: Pool,
+    pub(crate) config: ConfigSnapshot,
+    pub(crate) registers: Vec<(u32, u32)>,
+    pub(crate) aperture: Aperture,
+}
+
+/// Events by engine that one interrupt brought, as bits of `gvt_defs::event`.
+pub(crate) type Events = [(Engine, u32); ENGINES];
+
+impl<W: Hw> Gpu<W> {
+    /// Takes what the interrupt registers hold: master off, banks read and cleared. The caller ends with `rearm`.
+    pub(crate) fn take_interrupts(&mut self) -> (u32, Events) {
+        self.hw.totals.interrupts += 1;
+        self.hw.write(irq::MASTER, 0);
+        let master = self.hw.read(irq::MASTER);
+        let mut events = Engine::ALL.map(|engine| (engine, 0));
+        for bank in 0..irq::GT_BANKS {
+            let pending = events.iter().any(|(engine, _)| {
+                let info = engine.info();
+                info.irq_bank == bank && master & info.master != 0
+            });
+            if pending {
+                self.take_bank(bank, &mut events);
+            }
+        }
+        (master & !irq::MASTER_ENABLE, events)
+    }
+
+    /// Lets the hardware interrupt again; it does at once if anything is pending.
+    pub(crate) fn rearm(&mut self) {
+        self.hw.write(irq::MASTER, irq::MASTER_ENABLE);
+    }
+
+    /// Takes the events of one engine's bank outside an interrupt.
+    pub(crate) fn take_engine_events(&mut self, engine: Engine) -> Events {
+        let mut events = Engine::ALL.map(|engine| (engine, 0));
+        self.take_bank(engine.info().irq_bank, &mut events);
+        events
+    }
+
+    fn take_bank(&mut self, bank: u32, events: &mut Events) {
+        let iir_at = irq::GT_BANK0 + 0x10 * bank + irq::IIR;
+        let iir = self.hw.read(iir_at);
+        if iir == 0 {
+            return;
+        }
+        self.hw.write(iir_at, iir);
+        for (engine, bits) in events.iter_mut() {
+            let info = engine.info();
+            if info.irq_bank == bank {
+                *bits |= (iir >> info.irq_shift) & 0xFFFF;
+            }
+        }
+    }
+
+    /// Starts a TLB invalidation of an engine and waits for it, a bounded time.
+    pub(crate) fn flush_tlb(&mut self, engine: Engine) -> Flushed {
+        let at = engine.info().tlb;
+        self.hw.write(at, reg::TLB_INVALIDATE);
+        if self.hw.poll(at, |value| value & reg::TLB_INVALIDATE == 0) { Flushed::Done } else { Flushed::Stuck }
+    }
+}
+
+/// Whether a TLB invalidation ended.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Flushed {
+    Done,
+    Stuck,
+}

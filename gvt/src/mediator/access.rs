@@ -1,0 +1,153 @@
+//! Guest accesses to BAR0, normalised once: whatever width and offset, handlers see dwords and byte lanes.
+
+use super::{Gvt, VgpuId};
+use crate::host::Host;
+use crate::hw::Hw;
+use crate::stats::Access;
+use crate::trace::Kind;
+use crate::vgpu::registers::{Policy, RegisterFile, policy};
+use gvt_defs::{Nanos, masked, reg};
+
+/// One dword's share of an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Piece {
+    /// Dword-aligned offset.
+    pub(super) offset: u32,
+    /// The value, in place.
+    pub(super) value: u32,
+    /// Bits that the access covers.
+    pub(super) lanes: u32,
+}
+
+/// Cuts an access of 1 to 8 bytes into dwords. Nothing for other widths, or past the end of BAR0.
+pub(super) fn pieces(offset: u32, bytes: usize, value: u64) -> impl Iterator<Item = Piece> {
+    let valid = matches!(bytes, 1 | 2 | 4 | 8) && u64::from(offset) + bytes as u64 <= reg::GTTMMADR_SIZE;
+    let bytes = if valid { bytes as u32 } else { 0 };
+    let shift = 8 * (offset % 4);
+    let mask = if bytes == 0 { 0 } else { u64::MAX >> (64 - 8 * bytes) };
+    // An 8-byte access at an odd offset touches three dwords.
+    let (value, lanes) = (u128::from(value & mask) << shift, u128::from(mask) << shift);
+    (0..3u32).filter_map(move |i| {
+        let piece = Piece {
+            offset: (offset & !3).wrapping_add(4 * i),
+            value: (value >> (32 * i)) as u32,
+            lanes: (lanes >> (32 * i)) as u32,
+        };
+        (piece.lanes != 0).then_some(piece)
+    })
+}
+
+impl<W: Hw> Gvt<W> {
+    /// A guest's load from BAR0 of `bytes` bytes (1, 2, 4 or 8); other widths read all ones.
+    pub fn mmio_read(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32, bytes: usize, now: Nanos) -> u64 {
+        let index = id.index();
+        let Some(vgpu) = self.vgpu_mut(index) else { return u64::MAX };
+        if offset >= reg::GGTT_OFFSET as u32 {
+            vgpu.stats.exits.gtt += 1;
+            return vgpu.gtt.mmio_read(host, offset, bytes.min(8));
+        }
+        vgpu.stats.exits.count(offset, Access::Read);
+        let before = self.gpu.hw.accesses();
+        let mut value = 0u128;
+        let mut lanes = 0u128;
+        for (i, piece) in pieces(offset, bytes, 0).enumerate() {
+            value |= u128::from(self.read_register(index, piece.offset)) << (32 * i);
+            lanes |= u128::from(piece.lanes) << (32 * i);
+        }
+        let value = if lanes == 0 { u64::MAX } else { ((value & lanes) >> (8 * (offset % 4))) as u64 };
+        self.charge(index, before);
+        self.trace.push(now, id.0, Kind::Read(offset, value as u32));
+        self.finish(host, now);
+        value
+    }
+
+    /// A guest's store to BAR0 of `bytes` bytes (1, 2, 4 or 8); other widths are ignored.
+    pub fn mmio_write(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32, bytes: usize, value: u64, now: Nanos) {
+        let index = id.index();
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        if offset >= reg::GGTT_OFFSET as u32 {
+            vgpu.stats.exits.gtt += 1;
+            if matches!(bytes, 1 | 2 | 4 | 8) {
+                vgpu.gtt.mmio_write(host, offset, bytes, value);
+            }
+            return;
+        }
+        vgpu.stats.exits.count(offset, Access::Write);
+        self.trace.push(now, id.0, Kind::Write(offset, value as u32));
+        let before = self.gpu.hw.accesses();
+        for piece in pieces(offset, bytes, value) {
+            self.write_register(host, index, piece, now);
+        }
+        self.charge(index, before);
+        self.finish(host, now);
+    }
+
+    /// Charges register accesses made since `before` to a vGPU.
+    pub(super) fn charge(&mut self, index: usize, before: u64) {
+        let made = self.gpu.hw.accesses() - before;
+        if let Some(vgpu) = self.vgpu_mut(index) {
+            vgpu.stats.physical += made;
+        }
+    }
+
+    fn read_register(&mut self, index: usize, offset: u32) -> u32 {
+        match policy(offset) {
+            Policy::Handled(handler) => self.handle_read(index, handler, offset),
+            _ => self.vgpu(index).map_or(0, |vgpu| vgpu.file.get(offset)),
+        }
+    }
+
+    fn write_register(&mut self, host: &mut dyn Host, index: usize, piece: Piece, now: Nanos) {
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        let old = vgpu.file.get(piece.offset);
+        match policy(piece.offset) {
+            Policy::Handled(handler) => return self.handle_write(host, index, handler, piece, now),
+            Policy::ReadOnly => return,
+            _ if !RegisterFile::is_stored(piece.offset) => return,
+            Policy::Plain => vgpu.store(host, piece.offset, merge(old, piece)),
+            Policy::Masked => vgpu.store(host, piece.offset, masked::apply(old, piece.value & piece.lanes)),
+            Policy::WriteOneToClear => vgpu.store(host, piece.offset, old & !(piece.value & piece.lanes)),
+        }
+        if let Some(engine) = crate::gpu::switch::engine_of(piece.offset) {
+            vgpu.switch_dirty = vgpu.switch_dirty.or(engine.mask());
+        }
+    }
+
+    /// A register write that privileged commands of a guest make: the audit took it out of the stream.
+    pub(super) fn command_write(&mut self, host: &mut dyn Host, index: usize, offset: u32, value: u32, now: Nanos) {
+        if offset < reg::MMIO_SIZE && policy_is_storage(offset) {
+            self.write_register(host, index, Piece { offset: offset & !3, value, lanes: u32::MAX }, now);
+        }
+    }
+}
+
+/// Whether writing a register does no more than store it.
+fn policy_is_storage(offset: u32) -> bool {
+    matches!(policy(offset), Policy::Plain | Policy::Masked)
+}
+
+/// The old value with the covered bytes replaced.
+pub(super) const fn merge(old: u32, piece: Piece) -> u32 {
+    old & !piece.lanes | piece.value & piece.lanes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(offset: u32, bytes: usize, value: u64) -> Vec<(u32, u32, u32)> {
+        pieces(offset, bytes, value).map(|p| (p.offset, p.value, p.lanes)).collect()
+    }
+
+    #[test]
+    fn accesses_are_cut_into_dwords() {
+        assert_eq!(cut(0x100, 4, 0x1_2345_6789), [(0x100, 0x2345_6789, u32::MAX)]);
+        assert_eq!(cut(0x102, 1, 0xAB), [(0x100, 0x00AB_0000, 0x00FF_0000)]);
+        assert_eq!(cut(0x103, 2, 0xABCD), [(0x100, 0xCD00_0000, 0xFF00_0000), (0x104, 0xAB, 0xFF)]);
+        assert_eq!(cut(0x100, 8, 7), [(0x100, 7, u32::MAX), (0x104, 0, u32::MAX)]);
+        assert_eq!(cut(0x101, 8, u64::MAX).len(), 3);
+        assert_eq!(cut(0x100, 3, 1), []);
+        assert_eq!(cut(0xFF_FFFE, 4, 1), []);
+        assert_eq!(cut(u32::MAX, 8, 1), []);
+    }
+}

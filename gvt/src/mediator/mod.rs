@@ -1,0 +1,234 @@
+//! The mediator itself: every input of the state machine (design D5), and the parts it is made of.
+
+mod access;
+mod handlers;
+mod lifecycle;
+mod run;
+mod stub;
+mod submit;
+
+use crate::gpu::Gpu;
+use crate::host::Host;
+use crate::hw::{Aperture, Hw};
+use crate::report::{Action, Cause, InitError, Report, Reports};
+use crate::stats::{Stats, Totals};
+use crate::trace::{Event, Kind, Trace};
+use crate::vgpu::config_space::Bar;
+use crate::vgpu::{Sent, Vgpu};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use gvt_defs::{EngineMask, Nanos};
+
+/// vGPUs at most.
+pub const VGPUS: usize = 8;
+
+/// Times by which the mediator decides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// How long a vGPU keeps an engine that another one waits for.
+    pub slice: Nanos,
+    /// How long a status entry that tells only of a start may wait for the completion.
+    pub tick: Nanos,
+    /// How long an engine may take to reach an arbitration point while another vGPU waits.
+    pub hang: Nanos,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { slice: Nanos(5_000_000), tick: Nanos(1_000_000), hang: Nanos(500_000_000) }
+    }
+}
+
+/// Shape of a vGPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VgpuConfig {
+    /// Bytes of the aperture.
+    pub aperture: u32,
+    /// Bytes of graphics address space outside the aperture.
+    pub hidden: u32,
+    /// Fence registers.
+    pub fences: u8,
+    /// Share of engine time relative to others, 1 to 1024.
+    pub weight: u16,
+}
+
+impl Default for VgpuConfig {
+    fn default() -> Self {
+        Self { aperture: 128 << 20, hidden: 512 << 20, fences: 4, weight: 4 }
+    }
+}
+
+/// Names a vGPU.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VgpuId(pub u8);
+
+impl VgpuId {
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a reset takes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ResetKind {
+    /// Some engines.
+    Engines(EngineMask),
+    /// All engines and the GT registers.
+    Gt,
+    /// Everything, configuration space included: function-level reset, reset of the VM.
+    Device,
+}
+
+/// The part of BAR2 that is a vGPU's; it lies at the same offset in the physical aperture.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ApertureSlice {
+    /// Offset in BAR2.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Buffers that copies of guest structures pass through, allocated once.
+struct Scratch {
+    image: Vec<u32>,
+    ring: Vec<u32>,
+    arena: Vec<u32>,
+}
+
+/// The mediator.
+pub struct Gvt<W: Hw> {
+    config: Config,
+    gpu: Gpu<W>,
+    vgpus: [Option<Box<Vgpu>>; VGPUS],
+    scratch: Scratch,
+    reports: Reports,
+    trace: Trace,
+}
+
+impl<W: Hw> Gvt<W> {
+    /// Takes the GPU over: snapshot, reset, engines ready, interrupts on.
+    ///
+    /// # Errors
+    /// `InitError` says what is wrong with the GPU, in one line.
+    pub fn new(hw: W, config: Config, host: &mut dyn Host, _now: Nanos) -> Result<Self, InitError> {
+        let gpu = Gpu::new(hw, host)?;
+        Ok(Self {
+            config,
+            gpu,
+            vgpus: [const { None }; VGPUS],
+            scratch: Scratch::new(),
+            reports: Reports::new(),
+            trace: Trace::new(),
+        })
+    }
+
+    /// Reads configuration space of a vGPU: `bytes` is 1, 2 or 4, aligned; anything else reads all ones.
+    pub fn config_read(&mut self, id: VgpuId, offset: u16, bytes: usize) -> u32 {
+        let Some(vgpu) = self.vgpu_mut(id.index()) else { return u32::MAX };
+        vgpu.stats.exits.config += 1;
+        vgpu.config.read(offset, bytes)
+    }
+
+    /// Writes configuration space of a vGPU. The caller asks for `bars` again afterwards.
+    pub fn config_write(&mut self, host: &mut dyn Host, id: VgpuId, offset: u16, bytes: usize, value: u32, now: Nanos) {
+        if let Some(vgpu) = self.vgpu_mut(id.index()) {
+            vgpu.stats.exits.config += 1;
+            vgpu.config.write(offset, bytes, value);
+        }
+        self.finish(host, now);
+    }
+
+    /// The BARs that decode now: registers (0) and aperture (2).
+    pub fn bars(&self, id: VgpuId) -> [Option<Bar>; 2] {
+        self.vgpu(id.index()).map_or([None; 2], |vgpu| vgpu.config.bars())
+    }
+
+    /// The part of BAR2 that is the vGPU's.
+    pub fn aperture_slice(&self, id: VgpuId) -> ApertureSlice {
+        let entries = self.vgpu(id.index()).map_or(0..0, |vgpu| vgpu.partition.aperture());
+        ApertureSlice { offset: u64::from(entries.start) * 4096, size: u64::from(entries.end - entries.start) * 4096 }
+    }
+
+    /// The physical aperture.
+    pub fn aperture(&self) -> Aperture {
+        self.gpu.aperture
+    }
+
+    /// The physical GPU's interrupt.
+    pub fn interrupt(&mut self, host: &mut dyn Host, now: Nanos) {
+        let (master, events) = self.gpu.take_interrupts();
+        self.trace.push(now, u8::MAX, Kind::Interrupt(master));
+        for (engine, bits) in events {
+            self.engine_events(host, engine, bits);
+        }
+        self.poll_engines(host, now);
+        self.gpu.rearm();
+        self.finish(host, now);
+    }
+
+    /// Time has passed `deadline`.
+    pub fn timer(&mut self, host: &mut dyn Host, now: Nanos) {
+        self.poll_engines(host, now);
+        self.expire(host, now);
+        self.finish(host, now);
+    }
+
+    /// When `timer` wants to be called; ask again after every call.
+    pub fn deadline(&self) -> Option<Nanos> {
+        self.next_deadline()
+    }
+
+    /// Takes what there is to report; ask until `None` after every call.
+    pub fn take_report(&mut self) -> Option<Report> {
+        self.reports.take()
+    }
+
+    /// Counters of a vGPU.
+    pub fn stats(&self, id: VgpuId) -> Option<&Stats> {
+        self.vgpu(id.index()).map(|vgpu| &vgpu.stats)
+    }
+
+    /// Counters of the physical side.
+    pub fn totals(&self) -> Totals {
+        self.gpu.hw.totals
+    }
+
+    /// What happened lately, oldest first.
+    pub fn trace(&self) -> impl Iterator<Item = &Event> {
+        self.trace.iter()
+    }
+
+    fn vgpu(&self, index: usize) -> Option<&Vgpu> {
+        self.vgpus.get(index)?.as_deref()
+    }
+
+    fn vgpu_mut(&mut self, index: usize) -> Option<&mut Vgpu> {
+        self.vgpus.get_mut(index)?.as_deref_mut()
+    }
+
+    /// Sends the messages that this call made due: all that is ready shares one.
+    fn finish(&mut self, host: &mut dyn Host, now: Nanos) {
+        for (index, vgpu) in (0u8..).zip(self.vgpus.iter_mut()) {
+            let Some(vgpu) = vgpu else { continue };
+            if vgpu.send_msi(host) == Sent::Message {
+                self.trace.push(now, index, Kind::Msi);
+            }
+        }
+    }
+
+    fn report(&mut self, index: usize, cause: Cause) {
+        let Some(vgpu) = self.vgpu(index) else { return };
+        let vm = vgpu.vm;
+        self.reports.push(Report { vm, action: Action::Note, cause });
+    }
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Self {
+            image: Vec::with_capacity(submit::IMAGE_DWORDS),
+            ring: Vec::with_capacity(submit::RING_DWORDS),
+            arena: Vec::new(),
+        }
+    }
+}

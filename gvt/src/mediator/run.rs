@@ -1,0 +1,407 @@
+//! Engines at work: what the hardware reports, who runs next, who has had enough.
+
+use super::{Gvt, VGPUS};
+use crate::gpu::engine::{Ask, Event, Run, Sent, context_tag};
+use crate::gpu::reset::{GUEST_EVENTS, OWN_EVENTS};
+use crate::gpu::switch::{self, Scope};
+use crate::gpu::{Flushed, engines};
+use crate::host::Host;
+use crate::hw::Hw;
+use crate::report::Cause;
+use crate::trace::Kind;
+use crate::vgpu::execlist::{Patience, Place, patience};
+use gvt_defs::execlist::{CsbEntry, Descriptor};
+use gvt_defs::{Engine, Nanos, event, ring};
+
+impl<W: Hw> Gvt<W> {
+    /// Whether a vGPU's context is on an engine now.
+    pub(super) fn runs_on(&self, index: usize, engine: Engine) -> bool {
+        self.gpu.engines.get(engine).run.is_some_and(|run| run.vgpu == index)
+    }
+
+    /// Events of an engine that an interrupt brought go to the vGPU that owns it, at once.
+    pub(super) fn engine_events(&mut self, host: &mut dyn Host, engine: Engine, bits: u32) {
+        if bits & (GUEST_EVENTS | event::CS_MASTER_ERROR) == 0 {
+            return;
+        }
+        let Some(owner) = self.gpu.engines.get(engine).owner else { return };
+        if bits & event::CS_MASTER_ERROR != 0 {
+            self.pass_error(host, owner, engine);
+        }
+        if let Some(vgpu) = self.vgpu_mut(owner)
+            && bits & GUEST_EVENTS != 0
+        {
+            vgpu.raise(host, engine, bits & GUEST_EVENTS);
+        }
+    }
+
+    /// The engine met a command it cannot execute: its owner hears of it as from its own hardware.
+    fn pass_error(&mut self, host: &mut dyn Host, owner: usize, engine: Engine) {
+        let base = engine.base();
+        let errors = self.gpu.hw.read(base + ring::EIR);
+        self.gpu.hw.write(base + ring::EIR, errors);
+        let state = [ring::ESR, ring::IPEHR, ring::INSTDONE, ring::HEAD].map(|at| (at, self.gpu.hw.read(base + at)));
+        let Some(vgpu) = self.vgpu_mut(owner) else { return };
+        for (local, value) in state {
+            vgpu.file.set_engine(engine, local, value);
+        }
+        let visible = errors & !vgpu.file.engine(engine, ring::EMR);
+        if visible != 0 {
+            vgpu.file.set_engine(engine, ring::EIR, vgpu.file.engine(engine, ring::EIR) | visible);
+            vgpu.raise(host, engine, event::CS_MASTER_ERROR);
+        }
+    }
+
+    /// Looks at every engine's status buffer, and lets each go on.
+    pub(super) fn poll_engines(&mut self, host: &mut dyn Host, now: Nanos) {
+        for engine in engines(self.gpu.present) {
+            self.poll_engine(host, engine, now);
+            self.schedule(host, engine, now);
+        }
+    }
+
+    /// Looks at one engine's status buffer.
+    pub(super) fn poll_engine(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        for event in self.gpu.engines.get_mut(engine).poll(host) {
+            match event {
+                Event::Out(tag) => self.left(host, engine, tag, now),
+                Event::Broken => return self.lose_engine(host, engine, now),
+            }
+        }
+    }
+
+    /// A guest context left the hardware.
+    fn left(&mut self, host: &mut dyn Host, engine: Engine, tag: u32, now: Nanos) {
+        let Some(run) = self.gpu.engines.get_mut(engine).run.take() else { return };
+        self.trace.push(now, run.vgpu as u8, Kind::Unload(engine, tag));
+        self.account(run, engine, now);
+        let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
+        let virt = vgpu.engines.get_mut(engine);
+        let Some(work) = &mut virt.work else { return };
+        work.place = Place::Waiting;
+        work.resubmit = false;
+        let (slot, tail) = (work.slot, work.tail);
+        let Some(shadow) = virt.slot_mut(slot) else { return };
+        shadow.newer = true;
+        let left = shadow.left(host);
+        virt.last = Some(slot);
+        if left.head == tail && !left.in_batch {
+            self.complete(host, run.vgpu, engine, now);
+        } else if virt.pending.is_some() {
+            self.give_way(host, run.vgpu, engine, now);
+        }
+    }
+
+    fn account(&mut self, run: Run, engine: Engine, now: Nanos) {
+        let used = now.0.saturating_sub(run.since.0);
+        let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
+        vgpu.stats.engine_mut(engine).busy.0 += used;
+        let weight = vgpu.weight;
+        let virt = vgpu.engines.get_mut(engine);
+        virt.virtual_time = virt.virtual_time.saturating_add(used.saturating_mul(1024) / weight);
+    }
+
+    /// The current context of a vGPU ran to its end.
+    fn complete(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        vgpu.stats.engine_mut(engine).completions += 1;
+        let vm = vgpu.vm;
+        let virt = vgpu.engines.get_mut(engine);
+        let again = virt.work.as_ref().is_some_and(|work| work.prepare_again);
+        let Some(work) = virt.work.take() else { return };
+        if let Some(shadow) = virt.slot(work.slot) {
+            shadow.write_back_ring(host, vm);
+        }
+        vgpu.gtt.ppgtt.release(host, work.pin);
+        if again {
+            return self.start(host, index, engine, now);
+        }
+        let virt = vgpu.engines.get_mut(engine);
+        let Some(active) = &mut virt.active else { return };
+        let id = active.current().id();
+        let (status, more) = if let Some(pending) = virt.pending.take() {
+            virt.active = Some(pending);
+            (CsbEntry::PREEMPTED | CsbEntry::COMPLETE, true)
+        } else if active.advance().is_some() {
+            (CsbEntry::ELEMENT_SWITCH | CsbEntry::COMPLETE, true)
+        } else {
+            virt.active = None;
+            (CsbEntry::ACTIVE_IDLE | CsbEntry::COMPLETE, false)
+        };
+        self.tell(host, index, engine, CsbEntry { status, id }, now);
+        if more {
+            self.start(host, index, engine, now);
+        }
+    }
+
+    /// The guest replaced the list of a context that is not done: the context goes back to the guest as it is.
+    pub(super) fn give_way(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        let vm = vgpu.vm;
+        let virt = vgpu.engines.get_mut(engine);
+        let Some(pending) = virt.pending.take() else { return };
+        let id = virt.active.map_or(0, |active| active.current().id());
+        if let Some(work) = virt.work.take() {
+            if let Some(shadow) = virt.slots.get_mut(work.slot).and_then(Option::as_mut) {
+                shadow.write_back_ring(host, vm);
+                shadow.write_back_engine(host, vm, &mut vgpu.stats);
+            }
+            vgpu.gtt.ppgtt.release(host, work.pin);
+        }
+        virt.active = Some(pending);
+        self.tell(host, index, engine, CsbEntry { status: CsbEntry::PREEMPTED, id }, now);
+        self.start(host, index, engine, now);
+    }
+
+    /// Queues a status entry, and hands the queue out unless it may wait.
+    pub(super) fn tell(&mut self, host: &mut dyn Host, index: usize, engine: Engine, entry: CsbEntry, now: Nanos) {
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        vgpu.engines.get_mut(engine).hold(entry, now);
+        if patience(entry) == Patience::Now || vgpu.engines.get(engine).held.len() >= 4 {
+            self.hand_out(host, index, engine, now);
+        }
+    }
+
+    fn hand_out(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        for entry in vgpu.tell(host, engine) {
+            self.trace.push(now, index as u8, Kind::Csb(engine, entry.status, entry.id));
+        }
+    }
+
+    /// Gives the engine something to do, if it can take it.
+    pub(super) fn schedule(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        let phys = self.gpu.engines.get(engine);
+        if !phys.accepts() {
+            return;
+        }
+        match phys.run {
+            Some(run) => self.attend(host, engine, run, now),
+            None => {
+                if let Some(next) = self.pick(engine, now) {
+                    self.load(host, next, engine, now);
+                }
+            }
+        }
+    }
+
+    /// A guest context is on the engine: its tail may have moved, or its guest wants another one instead.
+    fn attend(&mut self, host: &mut dyn Host, engine: Engine, run: Run, now: Nanos) {
+        if let Some(ask) = run.asked {
+            if ask.sent == Sent::No {
+                self.send_ask(host, engine, now);
+            }
+            return;
+        }
+        let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
+        let virt = vgpu.engines.get_mut(engine);
+        if virt.pending.is_some() {
+            return self.ask(host, engine, now);
+        }
+        if let Some(work) = &mut virt.work
+            && core::mem::take(&mut work.resubmit)
+        {
+            let slot = work.slot;
+            self.submit_slot(host, run.vgpu, engine, slot);
+        }
+    }
+
+    /// Wants the guest context to leave the hardware.
+    fn ask(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        let Some(run) = &mut self.gpu.engines.get_mut(engine).run else { return };
+        if run.asked.is_none() {
+            run.asked = Some(Ask { since: now, sent: Sent::No });
+            self.send_ask(host, engine, now);
+        }
+    }
+
+    /// Tells the hardware to leave the guest context at the next arbitration point, once it can be told.
+    fn send_ask(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        let phys = self.gpu.engines.get_mut(engine);
+        if !phys.accepts() {
+            return;
+        }
+        let Some(run) = &mut phys.run else { return };
+        let Some(ask) = &mut run.asked else { return };
+        ask.sent = Sent::Yes;
+        let vgpu = run.vgpu as u8;
+        phys.park(host, &mut self.gpu.hw);
+        self.trace.push(now, vgpu, Kind::Preempt(engine));
+    }
+
+    /// The vGPU that gets a free engine: the one whose slice is not over, else the one that had least.
+    fn pick(&self, engine: Engine, now: Nanos) -> Option<usize> {
+        let waiting = |index: usize| self.vgpu(index).is_some_and(|vgpu| vgpu.engines.get(engine).waiting());
+        if let Some((last, since)) = self.gpu.engines.get(engine).slice
+            && waiting(last)
+            && now.0.saturating_sub(since.0) < self.config.slice.0
+        {
+            return Some(last);
+        }
+        let had = |index: usize| self.vgpu(index).map_or(u64::MAX, |vgpu| vgpu.engines.get(engine).virtual_time);
+        (0..VGPUS).filter(|index| waiting(*index)).min_by_key(|index| had(*index))
+    }
+
+    /// Whether a vGPU other than `index` has work for the engine.
+    fn others_wait(&self, index: usize, engine: Engine) -> bool {
+        (0..VGPUS)
+            .filter(|other| *other != index)
+            .any(|other| self.vgpu(other).is_some_and(|vgpu| vgpu.engines.get(engine).waiting()))
+    }
+
+    /// Puts a vGPU's prepared context on a free engine.
+    fn load(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let before = self.gpu.hw.accesses();
+        if self.take_ownership(host, index, engine) == Flushed::Stuck {
+            return self.lose_engine(host, engine, now);
+        }
+        let phys = self.gpu.engines.get_mut(engine);
+        match phys.slice {
+            Some((last, since)) if last == index && now.0.saturating_sub(since.0) < self.config.slice.0 => {}
+            _ => phys.slice = Some((index, now)),
+        }
+        phys.run = Some(Run { vgpu: index, since: now, asked: None });
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        vgpu.stats.engine_mut(engine).loads += 1;
+        let Some(work) = &mut vgpu.engines.get_mut(engine).work else { return };
+        work.place = Place::Hardware;
+        work.resubmit = false;
+        let slot = work.slot;
+        self.trace.push(now, index as u8, Kind::Load(engine, context_tag(index, slot)));
+        self.submit_slot(host, index, engine, slot);
+        self.charge(index, before);
+    }
+
+    fn submit_slot(&mut self, host: &mut dyn Host, index: usize, engine: Engine, slot: usize) {
+        let Some(vgpu) = self.vgpus.get(index).and_then(Option::as_deref) else { return };
+        let Some(shadow) = vgpu.engines.get(engine).slot(slot) else { return };
+        let descriptor = Descriptor::new(shadow.image.ggtt(), context_tag(index, slot));
+        self.gpu.engines.get_mut(engine).submit(host, &mut self.gpu.hw, descriptor);
+    }
+
+    /// Makes an engine's registers and TLB those of a vGPU. The engine runs nothing but its parking context.
+    fn take_ownership(&mut self, host: &mut dyn Host, index: usize, engine: Engine) -> Flushed {
+        let owner = self.gpu.engines.get(engine).owner;
+        let scope = if owner == Some(index) { Scope::SameOwner } else { Scope::NewOwner };
+        if scope == Scope::NewOwner {
+            if owner.is_some() {
+                // What the last owner's commands signalled and no interrupt brought yet is still the last owner's.
+                for (engine, bits) in self.gpu.take_engine_events(engine) {
+                    self.engine_events(host, engine, bits);
+                }
+            }
+            if self.gpu.flush_tlb(engine) == Flushed::Stuck {
+                return Flushed::Stuck;
+            }
+        }
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return Flushed::Done };
+        let phys = self.gpu.engines.get_mut(engine);
+        if scope == Scope::NewOwner || vgpu.switch_dirty.has(engine) {
+            switch::load(&mut self.gpu.hw, &mut phys.loaded, engine, &vgpu.file, scope);
+            vgpu.switch_dirty.0 &= !engine.mask().0;
+        }
+        phys.owner = Some(index);
+        if scope == Scope::NewOwner {
+            vgpu.stats.switches += 1;
+            vgpu.stats.tlb_flushes += 1;
+            self.follow_imr(index, engine);
+        }
+        Flushed::Done
+    }
+
+    /// Lets through the events that the owner of an engine has unmasked, and the mediator's own.
+    pub(super) fn follow_imr(&mut self, index: usize, engine: Engine) {
+        let Some(vgpu) = self.vgpus.get(index).and_then(Option::as_deref) else { return };
+        let shift = engine.info().irq_shift;
+        let guest = vgpu.file.engine(engine, ring::IMR) | !(GUEST_EVENTS << shift);
+        let mask = guest & !(OWN_EVENTS << shift);
+        self.gpu.engines.get_mut(engine).set_imr(&mut self.gpu.hw, mask);
+    }
+
+    /// Time-outs: held entries, slices, engines that do not let go.
+    pub(super) fn expire(&mut self, host: &mut dyn Host, now: Nanos) {
+        for engine in engines(self.gpu.present) {
+            for index in 0..VGPUS {
+                let overdue = self.vgpu(index).is_some_and(|vgpu| {
+                    let virt = vgpu.engines.get(engine);
+                    !virt.held.is_empty() && now.0.saturating_sub(virt.held_since.0) >= self.config.tick.0
+                });
+                if overdue {
+                    self.hand_out(host, index, engine, now);
+                }
+            }
+            let Some(run) = self.gpu.engines.get(engine).run else { continue };
+            if !self.others_wait(run.vgpu, engine) {
+                self.excuse(engine, now);
+                continue;
+            }
+            match run.asked {
+                None if self.slice_over(engine, now) => {
+                    if let Some(vgpu) = self.vgpu_mut(run.vgpu) {
+                        vgpu.stats.engine_mut(engine).preemptions += 1;
+                    }
+                    self.ask(host, engine, now);
+                }
+                Some(ask) if now.0.saturating_sub(ask.since.0) >= self.config.hang.0 => {
+                    self.report(run.vgpu, Cause::Hang { engine });
+                    self.lose_engine(host, engine, now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Nobody waits: an engine may take as long as it likes to reach an arbitration point.
+    fn excuse(&mut self, engine: Engine, now: Nanos) {
+        if let Some(run) = &mut self.gpu.engines.get_mut(engine).run
+            && let Some(ask) = &mut run.asked
+        {
+            ask.since = now;
+        }
+    }
+
+    fn slice_over(&self, engine: Engine, now: Nanos) -> bool {
+        let since = self.gpu.engines.get(engine).slice.map_or(Nanos(0), |(_, since)| since);
+        now.0.saturating_sub(since.0) >= self.config.slice.0
+    }
+
+    /// The engine hangs or speaks nonsense: it is reset, and what the vGPU had on it never completes. The guest's
+    /// own hang detection finds that and resets its virtual engine.
+    pub(super) fn lose_engine(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        let run = self.gpu.engines.get(engine).run;
+        if let Some(run) = run {
+            self.account(run, engine, now);
+            if let Some(vgpu) = self.vgpu_mut(run.vgpu) {
+                vgpu.engines.get_mut(engine).failed = true;
+                vgpu.stats.engine_mut(engine).resets += 1;
+            }
+        }
+        self.trace.push(now, run.map_or(u8::MAX, |run| run.vgpu as u8), Kind::EngineReset(engine));
+        self.gpu.reset_engine(host, engine);
+        self.schedule(host, engine, now);
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Nanos> {
+        let mut next: Option<Nanos> = None;
+        let mut at = |nanos: u64| next = Some(Nanos(next.map_or(nanos, |n| n.0.min(nanos))));
+        for engine in engines(self.gpu.present) {
+            for vgpu in self.vgpus.iter().flatten() {
+                let virt = vgpu.engines.get(engine);
+                if !virt.held.is_empty() {
+                    at(virt.held_since.0.saturating_add(self.config.tick.0));
+                }
+            }
+            let phys = self.gpu.engines.get(engine);
+            let Some(run) = phys.run else { continue };
+            if !self.others_wait(run.vgpu, engine) {
+                continue;
+            }
+            let since = phys.slice.map_or(run.since, |(_, since)| since);
+            at(match run.asked {
+                Some(ask) => ask.since.0.saturating_add(self.config.hang.0),
+                None => since.0.saturating_add(self.config.slice.0),
+            });
+        }
+        next
+    }
+}

@@ -1,0 +1,667 @@
+//! From a guest's ELSP write to a context that the hardware may run: what the guest refers to is copied once, the
+//! copy is audited, and the copy is what runs (design D7).
+
+use super::access::Piece;
+use super::{Gvt, Scratch};
+use super::stub::{Audit, AuditFault, Source};
+use crate::gpu::pool::Block;
+use crate::gpu::{Counted, Gpu};
+use crate::gtt::{Gtt, Pin};
+use crate::host::{Host, NoFrame, VmId};
+use crate::hw::Hw;
+use crate::report::Cause;
+use crate::trace::Kind;
+use crate::vgpu::Vgpu;
+use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
+use crate::vgpu::execlist::{Fit, List, Place, Work};
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS};
+use gvt_defs::execlist::{Addressing, CsbEntry, Descriptor};
+use gvt_defs::{Engine, GgttAddr, Gpa, Nanos, PpgttAddr};
+
+/// Dwords of the largest context image, page 0 left out.
+pub(super) const IMAGE_DWORDS: usize = (IMAGE_PAGES - 1) * DWORDS;
+/// Dwords of ring that one submission may bring: more than any driver's ring holds.
+pub(super) const RING_DWORDS: usize = 512 * 1024 / 4;
+/// Pages of an arena: first size, and the largest.
+const ARENA_PAGES: u32 = 16;
+const ARENA_PAGES_MAX: u32 = 1024;
+/// Frames of shadow tables that may wait for a flush before one is made for their sake.
+const RETIRED_MAX: usize = 64;
+/// Calls of `acquire` before the work left is taken as it is (parts then lead to scratch until the next sync).
+const ACQUIRES: u32 = 8;
+
+/// Why a submission is refused.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Malformed(&'static str),
+    Audit(u32, u32, &'static str),
+    NoRoom,
+}
+
+impl From<NoFrame> for Refusal {
+    fn from(NoFrame: NoFrame) -> Self {
+        Self::NoRoom
+    }
+}
+
+impl From<AuditFault> for Refusal {
+    fn from(fault: AuditFault) -> Self {
+        Self::Audit(fault.offset, fault.header, fault.reason.text())
+    }
+}
+
+/// Register writes that commands make and the register file must know.
+type Mirrored = Vec<(u32, u32)>;
+
+impl<W: Hw> Gvt<W> {
+    /// A dword of ELSP; the fourth submits.
+    pub(super) fn write_elsp(&mut self, host: &mut dyn Host, index: usize, piece: Piece, now: Nanos) {
+        let Some((engine, _)) = Engine::of_register(piece.offset) else { return };
+        if !self.gpu.present.has(engine) || piece.lanes != u32::MAX {
+            return;
+        }
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        let elsp = &mut vgpu.engines.get_mut(engine).elsp;
+        if elsp.try_push(piece.value).is_err() {
+            elsp.clear();
+        }
+        let Ok(dwords) = core::mem::take(elsp).into_inner().map_err(|partial| *elsp = partial) else { return };
+        vgpu.stats.engine_mut(engine).submissions += 1;
+        let list = List::from_elsp(dwords);
+        self.trace.push(now, index as u8, Kind::Submit(engine, list.first().0));
+        self.sync(host, index);
+        // What the hardware has finished by now is finished before this submission.
+        self.poll_engine(host, engine, now);
+        self.accept(host, index, engine, list, now);
+        self.schedule(host, engine, now);
+    }
+
+    fn accept(&mut self, host: &mut dyn Host, index: usize, engine: Engine, list: List, now: Nanos) {
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        let virt = vgpu.engines.get_mut(engine);
+        if !list.first().valid() {
+            return self.refuse(index, engine, Refusal::Malformed("its first descriptor is not valid"));
+        }
+        let first = list.first();
+        let Some(active) = virt.active else {
+            virt.active = Some(list);
+            self.catch_up(index, engine);
+            self.tell(host, index, engine, CsbEntry { status: CsbEntry::IDLE_ACTIVE, id: 0 }, now);
+            return self.start(host, index, engine, now);
+        };
+        if virt.failed {
+            // Like an engine that hangs: it takes the list and does nothing.
+            virt.pending = Some(list);
+        } else if first.same_context(active.current()) && !first.force_restore() {
+            virt.active = Some(list);
+            let status = CsbEntry::LITE_RESTORE | CsbEntry::PREEMPTED;
+            self.tell(host, index, engine, CsbEntry { status, id: first.id() }, now);
+            self.follow_tail(host, index, engine, now);
+        } else {
+            virt.pending = Some(list);
+            if virt.waiting() {
+                self.give_way(host, index, engine, now);
+            }
+        }
+    }
+
+    /// A vGPU that had nothing to do does not save up time.
+    fn catch_up(&mut self, index: usize, engine: Engine) {
+        let others = self.vgpus.iter().enumerate().filter(|(other, _)| *other != index);
+        let busy = others.filter_map(|(_, vgpu)| vgpu.as_deref()).map(|vgpu| vgpu.engines.get(engine));
+        let floor = busy.filter(|virt| virt.active.is_some() && !virt.failed).map(|virt| virt.virtual_time).min();
+        if let (Some(floor), Some(vgpu)) = (floor, self.vgpu_mut(index)) {
+            let virt = vgpu.engines.get_mut(engine);
+            virt.virtual_time = virt.virtual_time.max(floor);
+        }
+    }
+
+    /// A sync point (design D6): the guest's page tables are followed.
+    pub(super) fn sync(&mut self, host: &mut dyn Host, index: usize) {
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        let synced = vgpu.gtt.sync(host, &mut self.gpu.hw, &mut |_| {});
+        vgpu.stats.syncs += 1;
+        vgpu.stats.synced_entries += u64::from(synced.ggtt_entries) + u64::from(synced.ppgtt_entries);
+        vgpu.stats.ggtt_flushes += u64::from(synced.ggtt_entries != 0);
+        self.reclaim(host, index);
+    }
+
+    /// Flushes TLBs for the sake of table frames that wait to be used again, once there are enough of them. A guest
+    /// flushes for its own pages itself: none of them ever leaves it.
+    pub(super) fn reclaim(&mut self, host: &mut dyn Host, index: usize) {
+        let retired = self.vgpu(index).map_or(0, |vgpu| vgpu.gtt.ppgtt.retired());
+        if retired >= RETIRED_MAX {
+            self.flush_owned(host, index);
+        }
+    }
+
+    /// Invalidates the TLBs of all engines that may hold translations of a vGPU.
+    pub(super) fn flush_owned(&mut self, host: &mut dyn Host, index: usize) {
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        flush_owned(&mut self.gpu, vgpu, index, host);
+    }
+
+    /// Prepares the current context of the active list.
+    pub(super) fn start(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let Self { gpu, vgpus, scratch, .. } = self;
+        let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        let Some(descriptor) = vgpu.engines.get(engine).active.map(|list| list.current()) else { return };
+        let mut desk = Desk { gpu, vgpu, scratch, host, index, engine };
+        match desk.prepare(descriptor) {
+            Ok(mirrored) => self.mirror(host, index, mirrored, now),
+            Err(refusal) => self.refuse(index, engine, refusal),
+        }
+    }
+
+    /// The guest moved the tail of the context that is active.
+    fn follow_tail(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let Self { gpu, vgpus, scratch, .. } = self;
+        let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        let mut desk = Desk { gpu, vgpu, scratch, host, index, engine };
+        match desk.extend() {
+            Ok(mirrored) => self.mirror(host, index, mirrored, now),
+            Err(refusal) => self.refuse(index, engine, refusal),
+        }
+    }
+
+    fn mirror(&mut self, host: &mut dyn Host, index: usize, mirrored: Mirrored, now: Nanos) {
+        for (offset, value) in mirrored {
+            self.command_write(host, index, offset, value, now);
+        }
+    }
+
+    /// The submission never completes: the guest's own hang detection resets the virtual engine. What runs already
+    /// runs on.
+    fn refuse(&mut self, index: usize, engine: Engine, refusal: Refusal) {
+        let cause = match refusal {
+            Refusal::Malformed(what) => Cause::Submission { engine, what },
+            Refusal::Audit(offset, header, reason) => Cause::Audit { engine, offset, header, reason },
+            Refusal::NoRoom => Cause::NoRoom { engine },
+        };
+        if let Some(vgpu) = self.vgpu_mut(index) {
+            vgpu.stats.refused += 1;
+            vgpu.engines.get_mut(engine).failed = true;
+        }
+        self.trace.push(Nanos(0), index as u8, Kind::Refused(engine));
+        self.report(index, cause);
+    }
+}
+
+/// Invalidates the TLBs of the engines that a vGPU owns; others were flushed when they went to somebody else.
+fn flush_owned<W: Hw>(gpu: &mut Gpu<W>, vgpu: &mut Vgpu, index: usize, host: &mut dyn Host) {
+    let generation = vgpu.gtt.ppgtt.generation();
+    for engine in Engine::ALL {
+        if gpu.engines.get(engine).owner == Some(index) {
+            vgpu.stats.tlb_flushes += 1;
+            if gpu.flush_tlb(engine) == crate::gpu::Flushed::Stuck {
+                return;
+            }
+        }
+    }
+    vgpu.gtt.ppgtt.flushed(host, generation);
+}
+
+/// All that preparing a context needs.
+struct Desk<'a, W> {
+    gpu: &'a mut Gpu<W>,
+    vgpu: &'a mut Vgpu,
+    scratch: &'a mut Scratch,
+    host: &'a mut dyn Host,
+    index: usize,
+    engine: Engine,
+}
+
+/// What a workaround buffer turned into.
+#[derive(Clone, Copy, Default)]
+struct Buffers {
+    per_context: u32,
+    indirect: u32,
+}
+
+impl<W: Hw> Desk<'_, W> {
+    /// Copies, audits and redirects a context; it waits for the hardware then.
+    fn prepare(&mut self, descriptor: Descriptor) -> Result<Mirrored, Refusal> {
+        if descriptor.addressing() != Addressing::Legacy64 {
+            return Err(Refusal::Malformed("its context does not use four-level page tables"));
+        }
+        let lrca = descriptor.lrca();
+        let pages = self.engine.info().context_pages;
+        if !self.vgpu.partition.holds(lrca, pages * 4096) {
+            return Err(Refusal::Malformed("its context image lies outside the vGPU's graphics memory"));
+        }
+        let mut page = [0u32; DWORDS];
+        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), &mut page)?;
+        let part = RingPart::parse(self.engine, &page).map_err(Refusal::Malformed)?;
+        if !self.vgpu.partition.holds(part.start, part.bytes) {
+            return Err(Refusal::Malformed("its ring lies outside the vGPU's graphics memory"));
+        }
+        let mut audit = Audit::new(self.engine, &self.vgpu.partition);
+        let slot = self.take_slot(lrca, &page, &mut audit)?;
+        self.fit_ring(slot, &part)?;
+        let pin = self.build(slot, &part, &mut audit)?;
+        let mirrored = self.settle(&audit);
+        let work = Work { slot, pin, tail: part.tail, place: Place::Waiting, resubmit: false, prepare_again: false };
+        self.vgpu.engines.get_mut(self.engine).work = Some(work);
+        Ok(mirrored)
+    }
+
+    /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
+    fn build(&mut self, slot: usize, part: &RingPart, audit: &mut Audit) -> Result<Pin, Refusal> {
+        if let Some(shadow) = self.slot_mut(slot) {
+            shadow.arena_used = 0;
+        }
+        let (root, pin) = self.acquire(part.pml4);
+        let built = self.copy_ring(slot, part.pml4, part.head, part.tail, audit).and_then(|()| {
+            let buffers = self.copy_buffers(slot, part, audit)?;
+            let shadow = self.slot_mut(slot).ok_or(Refusal::NoRoom)?;
+            let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
+            let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
+            let mut page = [0u32; RING_CONTEXT_DWORDS];
+            build_ring_part(self.engine, part, to, &mut page);
+            if let Some(shadow) = self.vgpu.engines.get(self.engine).slot(slot) {
+                shadow.image.write(self.host, context::REGISTER_PAGE, &page);
+            }
+            Ok(())
+        });
+        match built {
+            Ok(()) => Ok(pin),
+            Err(refusal) => {
+                self.vgpu.gtt.ppgtt.release(self.host, pin);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Follows the tail of the context that is active.
+    fn extend(&mut self) -> Result<Mirrored, Refusal> {
+        let virt = self.vgpu.engines.get(self.engine);
+        let Some(work) = &virt.work else { return Ok(Mirrored::new()) };
+        let (slot, from) = (work.slot, work.tail);
+        let Some(shadow) = virt.slot(slot) else { return Ok(Mirrored::new()) };
+        let lrca = shadow.lrca;
+        let mut page = [0u32; RING_CONTEXT_DWORDS];
+        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), &mut page)?;
+        let part = RingPart::parse(self.engine, &page).map_err(Refusal::Malformed)?;
+        let same_ring = self.slot_mut(slot).is_some_and(|shadow| shadow.guest_ring == (part.start, part.bytes));
+        if !same_ring {
+            return Err(Refusal::Malformed("its ring moved while it ran"));
+        }
+        if part.tail == from {
+            return Ok(Mirrored::new());
+        }
+        let mut audit = Audit::new(self.engine, &self.vgpu.partition);
+        match self.copy_ring(slot, part.pml4, from, part.tail, &mut audit) {
+            Ok(()) => {}
+            // No room beside what is running: from the start again, once that is done.
+            Err(Refusal::NoRoom) => {
+                if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
+                    work.prepare_again = true;
+                }
+                return Ok(Mirrored::new());
+            }
+            Err(refusal) => return Err(refusal),
+        }
+        let mirrored = self.settle(&audit);
+        let virt = self.vgpu.engines.get_mut(self.engine);
+        if let Some(shadow) = virt.slots.get(slot).and_then(Option::as_ref) {
+            shadow.set_tail(self.host, part.tail);
+        }
+        if let Some(work) = &mut virt.work {
+            work.tail = part.tail;
+            work.resubmit = work.place == Place::Hardware;
+        }
+        Ok(mirrored)
+    }
+
+    fn slot_mut(&mut self, slot: usize) -> Option<&mut ShadowContext> {
+        self.vgpu.engines.get_mut(self.engine).slot_mut(slot)
+    }
+
+    fn read_ggtt(&mut self, addr: GgttAddr, dwords: &mut [u32]) -> Result<(), Refusal> {
+        read_dwords(self.host, &self.vgpu.gtt, addr, dwords)
+            .then_some(())
+            .ok_or(Refusal::Malformed("it refers to graphics memory that is not mapped"))
+    }
+
+    fn settle(&mut self, audit: &Audit) -> Mirrored {
+        let summary = audit.summary();
+        self.vgpu.stats.audit_commands += u64::from(summary.commands);
+        self.vgpu.stats.audit_bytes += 4 * u64::from(summary.dwords);
+        audit.mirrored().to_vec()
+    }
+
+    /// The slot for a context image, its engine state copied and audited unless it is the one that ran last.
+    fn take_slot(&mut self, lrca: GgttAddr, page: &[u32; DWORDS], audit: &mut Audit) -> Result<usize, Refusal> {
+        let bytes = self.engine.info().context_pages * 4096;
+        let Vgpu { engines, gtt, vm, stats, .. } = &mut *self.vgpu;
+        let virt = engines.get_mut(self.engine);
+        let (index, fit) = virt.slot_for(lrca);
+        let clock = virt.clock;
+        let last = virt.last;
+        if fit == Fit::Same && last == Some(index) {
+            let fresh = virt.slot(index).and_then(|slot| slot.stamp);
+            if fresh.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp)) {
+                if let Some(slot) = virt.slot_mut(index) {
+                    slot.used = clock;
+                }
+                return Ok(index);
+            }
+        }
+        // Another context comes: what the last one's state became goes to the guest now.
+        if let Some(slot) = last.and_then(|last| virt.slot_mut(last)) {
+            slot.write_back_engine(self.host, *vm, stats);
+        }
+        virt.last = None;
+        self.make_slot(index, lrca)?;
+        self.copy_image(index, lrca, page, audit)?;
+        Ok(index)
+    }
+
+    /// Makes sure that a slot has an image block, and gives it to `lrca`.
+    fn make_slot(&mut self, index: usize, lrca: GgttAddr) -> Result<(), Refusal> {
+        let Gpu { hw, pool, .. } = &mut *self.gpu;
+        let virt = self.vgpu.engines.get_mut(self.engine);
+        let clock = virt.clock;
+        let Some(place) = virt.slots.get_mut(index) else { return Err(Refusal::NoRoom) };
+        if place.is_none() {
+            let image = pool.alloc(self.host, hw, self.engine.info().context_pages)?;
+            *place = Some(ShadowContext::new(lrca, image));
+        }
+        if let Some(slot) = place {
+            slot.lrca = lrca;
+            slot.used = clock;
+            slot.stamp = None;
+            slot.newer = false;
+            slot.pages.clear();
+        }
+        Ok(())
+    }
+
+    /// Copies and audits the engine's part of an image: page 1 from the ring part on, and what follows.
+    fn copy_image(&mut self, index: usize, lrca: GgttAddr, page: &[u32; DWORDS], audit: &mut Audit) -> Result<(), Refusal> {
+        let count = self.engine.info().context_pages;
+        let mut pages: ArrayVec<Gpa, IMAGE_PAGES> = ArrayVec::new();
+        for i in 0..count {
+            let gpa = self.vgpu.gtt.ggtt.gpa(GgttAddr(lrca.0 + 4096 * i)).ok_or(NOT_MAPPED)?;
+            pages.try_push(gpa).map_err(|_| Refusal::NoRoom)?;
+        }
+        let stamp = self.vgpu.gtt.ggtt.stamp();
+        let mut image = core::mem::take(&mut self.scratch.image);
+        image.clear();
+        image.extend_from_slice(page);
+        image.resize(DWORDS * (count as usize - 1), 0);
+        let copied = self.fill_image(lrca, &mut image, audit);
+        self.scratch.image = image;
+        copied?;
+        let Gpu { hw, pool, .. } = &mut *self.gpu;
+        let Vgpu { engines, vm, stats, .. } = &mut *self.vgpu;
+        let Some(slot) = engines.get_mut(self.engine).slot_mut(index) else { return Ok(()) };
+        slot.image.write(self.host, context::REGISTER_PAGE, &self.scratch.image);
+        stats.image_bytes_in += 4 * self.scratch.image.len() as u64;
+        if let Some(status) = pages.first() {
+            alias_status_page(self.host, hw, pool, *vm, slot, *status);
+        }
+        slot.pages = pages;
+        slot.stamp = Some(stamp);
+        Ok(())
+    }
+
+    fn fill_image(&mut self, lrca: GgttAddr, image: &mut [u32], audit: &mut Audit) -> Result<(), Refusal> {
+        if let Some(rest) = image.get_mut(DWORDS..)
+            && !rest.is_empty()
+        {
+            self.read_ggtt(GgttAddr(lrca.0 + 2 * 4096), rest)?;
+        }
+        if let Some(engine_part) = image.get_mut(RING_CONTEXT_DWORDS..) {
+            audit.context(engine_part)?;
+        }
+        Ok(())
+    }
+
+    /// A shadow ring as large as the guest's.
+    fn fit_ring(&mut self, index: usize, part: &RingPart) -> Result<(), Refusal> {
+        let Gpu { hw, pool, .. } = &mut *self.gpu;
+        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        slot.guest_ring = (part.start, part.bytes);
+        if slot.ring.as_ref().is_some_and(|ring| ring.bytes() >= part.bytes) {
+            return Ok(());
+        }
+        if let Some(old) = slot.ring.take() {
+            pool.free(self.host, hw, old);
+        }
+        slot.ring = Some(pool.alloc(self.host, hw, part.bytes / 4096)?);
+        Ok(())
+    }
+
+    /// A shadow root for a guest's page tables.
+    fn acquire(&mut self, pml4: Gpa) -> (gvt_defs::Hpa, Pin) {
+        let mut shadow = self.vgpu.gtt.ppgtt.acquire(self.host, pml4);
+        for _ in 1..ACQUIRES {
+            if !shadow.again {
+                break;
+            }
+            flush_owned(self.gpu, self.vgpu, self.index, self.host);
+            let next = self.vgpu.gtt.ppgtt.acquire(self.host, pml4);
+            self.vgpu.gtt.ppgtt.release(self.host, shadow.pin);
+            shadow = next;
+        }
+        (shadow.root, shadow.pin)
+    }
+
+    /// Copies the ring from `head` to `tail`, audits the copy with the batches it leads to, and writes it to the
+    /// shadow ring.
+    fn copy_ring(&mut self, slot: usize, pml4: Gpa, head: u32, tail: u32, audit: &mut Audit) -> Result<(), Refusal> {
+        let mut ring = core::mem::take(&mut self.scratch.ring);
+        let done = self.audit_ring(slot, pml4, (head, tail), &mut ring, audit);
+        self.scratch.ring = ring;
+        done
+    }
+
+    fn audit_ring(
+        &mut self,
+        slot: usize,
+        pml4: Gpa,
+        (head, tail): (u32, u32),
+        ring: &mut Vec<u32>,
+        audit: &mut Audit,
+    ) -> Result<(), Refusal> {
+        let Some((start, bytes)) = self.slot_mut(slot).map(|shadow| shadow.guest_ring) else { return Err(Refusal::NoRoom) };
+        let spans = if head <= tail { [(head, tail), (0, 0)] } else { [(head, bytes), (0, tail)] };
+        let dwords = spans.iter().map(|(from, to)| (to - from) as usize / 4).sum::<usize>();
+        if dwords > RING_DWORDS {
+            return Err(Refusal::Malformed("its ring holds more than 512 KiB of commands"));
+        }
+        ring.clear();
+        ring.resize(dwords, 0);
+        let mut at = 0;
+        for (from, to) in spans {
+            let end = at + (to - from) as usize / 4;
+            let part = ring.get_mut(at..end).unwrap_or_default();
+            self.read_ggtt(GgttAddr(start.0.wrapping_add(from)), part)?;
+            at = end;
+        }
+        audit.ring(ring)?;
+        if audit.pending() > 0 {
+            self.copy_batches(slot, pml4, ring, audit)?;
+        }
+        let Some(shadow) = self.vgpu.engines.get(self.engine).slot(slot) else { return Err(Refusal::NoRoom) };
+        let Some(block) = &shadow.ring else { return Err(Refusal::NoRoom) };
+        let mut at = 0;
+        for (from, to) in spans {
+            let end = at + (to - from) as usize / 4;
+            block.write(self.host, from, ring.get(at..end).unwrap_or_default());
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Copies and audits the batches that the ring leads to and that may not run where they are.
+    fn copy_batches(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32], audit: &mut Audit) -> Result<(), Refusal> {
+        let mut pages = ARENA_PAGES;
+        loop {
+            let (base, room) = self.arena(slot, pages)?;
+            let mut attempt = audit.clone();
+            let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
+            match attempt.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4) {
+                Ok(()) => {
+                    attempt.patch(ring);
+                    *audit = attempt;
+                    return self.keep_arena(slot);
+                }
+                Err(fault) if fault.reason.is_room() && pages < ARENA_PAGES_MAX => pages *= 4,
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+    }
+
+    /// Free room in a slot's arena: its address and bytes. It grows only while nothing in it is in use.
+    fn arena(&mut self, index: usize, pages: u32) -> Result<(GgttAddr, u32), Refusal> {
+        let Gpu { hw, pool, .. } = &mut *self.gpu;
+        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let used = slot.arena_used;
+        if slot.arena.as_ref().is_none_or(|arena| arena.bytes() - used < pages * 4096) {
+            if used != 0 {
+                return Err(Refusal::NoRoom);
+            }
+            if let Some(old) = slot.arena.take() {
+                pool.free(self.host, hw, old);
+            }
+            slot.arena = Some(pool.alloc(self.host, hw, pages)?);
+        }
+        let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
+        Ok((GgttAddr(arena.ggtt().0 + used), arena.bytes() - used))
+    }
+
+    /// Writes the copies into the arena.
+    fn keep_arena(&mut self, index: usize) -> Result<(), Refusal> {
+        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
+        arena.write(self.host, slot.arena_used, &self.scratch.arena);
+        let bytes = 4 * self.scratch.arena.len() as u32;
+        slot.arena_used = (slot.arena_used + bytes).next_multiple_of(64);
+        Ok(())
+    }
+
+    /// Copies and audits the buffers that run at every restore of the context.
+    fn copy_buffers(&mut self, slot: usize, part: &RingPart, audit: &mut Audit) -> Result<Buffers, Refusal> {
+        let mut buffers = Buffers::default();
+        let lines = part.indirect & context::INDIRECT_SIZE_MASK;
+        if lines != 0 {
+            let mut copy = [0u32; 63 * 16];
+            let copy = copy.get_mut(..lines as usize * 16).unwrap_or_default();
+            self.read_ggtt(GgttAddr(part.indirect & !context::INDIRECT_SIZE_MASK), copy)?;
+            audit.indirect(copy)?;
+            buffers.indirect = self.stash(slot, copy)?.0 | lines;
+        }
+        if part.per_context & context::PER_CTX_VALID != 0 {
+            let mut copy = [0u32; DWORDS];
+            self.read_ggtt(GgttAddr(part.per_context & !0xFFF), &mut copy)?;
+            audit.per_context(&mut copy)?;
+            buffers.per_context = self.stash(slot, &copy)?.0 | context::PER_CTX_VALID;
+        }
+        Ok(buffers)
+    }
+
+    /// Puts a buffer into the arena, page aligned.
+    fn stash(&mut self, index: usize, dwords: &[u32]) -> Result<GgttAddr, Refusal> {
+        if let Some(slot) = self.slot_mut(index) {
+            slot.arena_used = slot.arena_used.next_multiple_of(4096);
+        }
+        let pages = (dwords.len() as u32 * 4).div_ceil(4096);
+        let (at, _) = match self.arena(index, if self.arena_is_empty(index) { ARENA_PAGES } else { pages }) {
+            Ok(found) => found,
+            Err(refusal) => return Err(refusal),
+        };
+        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
+        arena.write(self.host, slot.arena_used, dwords);
+        slot.arena_used += dwords.len() as u32 * 4;
+        Ok(at)
+    }
+
+    fn arena_is_empty(&self, index: usize) -> bool {
+        self.vgpu.engines.get(self.engine).slot(index).is_none_or(|slot| slot.arena_used == 0)
+    }
+}
+
+const NOT_MAPPED: Refusal = Refusal::Malformed("its context image is not mapped");
+
+/// The guest's status page shows through in the shadow image: it holds no registers, and commands that store by
+/// index write to it.
+fn alias_status_page<W: Hw>(
+    host: &mut dyn Host,
+    hw: &mut Counted<W>,
+    pool: &crate::gpu::pool::Pool,
+    vm: VmId,
+    slot: &mut ShadowContext,
+    status: Gpa,
+) {
+    let frame = host.translate(vm, status.gfn()).map(|backing| backing.hpa);
+    if let Some(frame) = frame
+        && slot.status_frame != Some(frame)
+    {
+        pool.alias(hw, &slot.image, 0, frame);
+        slot.status_frame = Some(frame);
+    }
+}
+
+/// Where batches are copied from.
+struct Batches<'a> {
+    host: &'a mut dyn Host,
+    gtt: &'a Gtt,
+    pml4: Gpa,
+}
+
+impl Source for Batches<'_> {
+    fn ggtt(&mut self, addr: GgttAddr, dwords: &mut [u32]) -> bool {
+        read_dwords(self.host, self.gtt, addr, dwords)
+    }
+
+    fn ppgtt(&mut self, addr: PpgttAddr, dwords: &mut [u32]) -> bool {
+        let (host, gtt, pml4) = (&mut *self.host, self.gtt, self.pml4);
+        read_chunks(dwords, &mut |offset, bytes| {
+            gtt.ppgtt_read(host, pml4, PpgttAddr(addr.0.wrapping_add(offset)), bytes).is_ok()
+        })
+    }
+}
+
+fn read_dwords(host: &mut dyn Host, gtt: &Gtt, addr: GgttAddr, dwords: &mut [u32]) -> bool {
+    read_chunks(dwords, &mut |offset, bytes| gtt.read(host, GgttAddr(addr.0.wrapping_add(offset as u32)), bytes).is_ok())
+}
+
+/// Fills dwords through a byte buffer.
+fn read_chunks(dwords: &mut [u32], read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> bool {
+    let mut bytes = [0u8; 4096];
+    let mut offset = 0;
+    for chunk in dwords.chunks_mut(1024) {
+        let Some(bytes) = bytes.get_mut(..4 * chunk.len()) else { return false };
+        if !read(offset, bytes) {
+            return false;
+        }
+        for (to, from) in chunk.iter_mut().zip(bytes.chunks_exact(4)) {
+            *to = from.try_into().map_or(0, u32::from_le_bytes);
+        }
+        offset += bytes.len() as u64;
+    }
+    true
+}
+
+impl ShadowContext {
+    fn new(lrca: GgttAddr, image: Block) -> Self {
+        Self {
+            lrca,
+            image,
+            status_frame: None,
+            ring: None,
+            arena: None,
+            arena_used: 0,
+            pages: ArrayVec::new(),
+            stamp: None,
+            guest_ring: (GgttAddr(0), 0),
+            newer: false,
+            used: 0,
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! A shadow context: the mediator's copy of a guest's context image and ring, which is what the GPU runs.
+
+use crate::gpu::parking::{Restore, control, template};
+use crate::gpu::pool::Block;
+use crate::gtt::Stamp;
+use crate::host::{Host, VmId};
+use crate::stats::Stats;
+use arrayvec::ArrayVec;
+use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS, value};
+use gvt_defs::{Engine, GgttAddr, Gpa, Hpa, ring};
+
+/// Pages of the largest context image.
+pub(crate) const IMAGE_PAGES: usize = 22;
+
+/// The shadow of one guest context.
+#[derive(Debug)]
+pub(crate) struct ShadowContext {
+    /// The guest's address of the image.
+    pub(crate) lrca: GgttAddr,
+    /// The shadow image. Its page 0 is mapped to the guest's own, which holds no registers.
+    pub(crate) image: Block,
+    /// The frame that page 0 is mapped to.
+    pub(crate) status_frame: Option<Hpa>,
+    /// The shadow ring, as large as the guest's, so that offsets are the guest's.
+    pub(crate) ring: Option<Block>,
+    /// Copies of batches and of workaround buffers.
+    pub(crate) arena: Option<Block>,
+    /// Bytes of the arena in use.
+    pub(crate) arena_used: u32,
+    /// Where the guest's image lies, page by page, as of the last full copy.
+    pub(crate) pages: ArrayVec<Gpa, IMAGE_PAGES>,
+    /// The page tables under the image had this age then.
+    pub(crate) stamp: Option<Stamp>,
+    /// The guest's ring: address and bytes.
+    pub(crate) guest_ring: (GgttAddr, u32),
+    /// The engine state is newer here than in the guest's image.
+    pub(crate) newer: bool,
+    /// When it was used, on the engine's clock.
+    pub(crate) used: u64,
+}
+
+/// What the guest's register page says of its ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RingPart {
+    pub(crate) head: u32,
+    pub(crate) tail: u32,
+    pub(crate) start: GgttAddr,
+    pub(crate) bytes: u32,
+    pub(crate) pml4: Gpa,
+    pub(crate) restore: Restore,
+    pub(crate) timestamp: u32,
+    pub(crate) batch: [u32; 6],
+    pub(crate) per_context: u32,
+    pub(crate) indirect: u32,
+    pub(crate) indirect_offset: u32,
+}
+
+const BATCH: [usize; 6] =
+    [value::BB_ADDR_UDW, value::BB_ADDR, value::BB_STATE, value::SBB_ADDR_UDW, value::SBB_ADDR, value::SBB_STATE];
+
+fn at(page: &[u32], index: usize) -> u32 {
+    page.get(index).copied().unwrap_or(0)
+}
+
+fn put(page: &mut [u32], index: usize, dword: u32) {
+    if let Some(slot) = page.get_mut(index) {
+        *slot = dword;
+    }
+}
+
+impl RingPart {
+    /// Takes the values out of a copy of the guest's register page; says what is wrong with them.
+    pub(crate) fn parse(engine: Engine, page: &[u32]) -> Result<Self, &'static str> {
+        let ctl = at(page, value::RING_CTL);
+        let bytes = ring::ctl_bytes(ctl);
+        let head = at(page, value::RING_HEAD) & ring::HEAD_ADDR_MASK;
+        let tail = at(page, value::RING_TAIL) & ring::TAIL_ADDR_MASK;
+        let start = at(page, value::RING_START);
+        if ctl & ring::CTL_VALID == 0 {
+            return Err("its ring is not enabled");
+        }
+        if head >= bytes || tail >= bytes || start % 4096 != 0 {
+            return Err("its ring pointers are outside the ring");
+        }
+        let batch = BATCH.map(|index| at(page, index));
+        let [_, first, state, ..] = batch;
+        let inside = first & ring::BB_ADDR_VALID != 0;
+        if inside && (state & ring::BB_STATE_PPGTT == 0 || engine == Engine::Bcs) {
+            return Err("it resumes inside a batch that was not audited");
+        }
+        let pml4 = u64::from(at(page, value::PDP0_UDW)) << 32 | u64::from(at(page, value::PDP0_LDW));
+        let control = at(page, value::CTX_CONTROL);
+        let inhibited = control & (control >> 16) & ring::CTX_RESTORE_INHIBIT != 0;
+        Ok(Self {
+            head,
+            tail,
+            start: GgttAddr(start),
+            bytes,
+            pml4: Gpa(pml4 & !0xFFF),
+            restore: if inhibited { Restore::Inhibited } else { Restore::Normal },
+            timestamp: at(page, value::CTX_TIMESTAMP),
+            batch: if inside { batch } else { [0; 6] },
+            per_context: at(page, value::BB_PER_CTX_PTR),
+            indirect: at(page, value::INDIRECT_CTX),
+            indirect_offset: at(page, value::INDIRECT_CTX_OFFSET),
+        })
+    }
+}
+
+/// Where the shadow image points instead of where the guest's does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Redirect {
+    pub(crate) ring: GgttAddr,
+    pub(crate) root: Hpa,
+    pub(crate) per_context: u32,
+    pub(crate) indirect: u32,
+}
+
+/// Writes the ring part of a shadow's register page: headers and registers are ours, values are the guest's where
+/// they are harmless.
+pub(crate) fn build_ring_part(engine: Engine, part: &RingPart, to: Redirect, page: &mut [u32]) {
+    let mut fresh = [0u32; DWORDS];
+    template(engine, &mut fresh);
+    for (slot, dword) in page.iter_mut().zip(fresh).take(RING_CONTEXT_DWORDS) {
+        *slot = dword;
+    }
+    for (index, dword) in [
+        (value::CTX_CONTROL, control(part.restore)),
+        (value::RING_HEAD, part.head),
+        (value::RING_TAIL, part.tail),
+        (value::RING_START, to.ring.0),
+        (value::RING_CTL, part.bytes.saturating_sub(4096) | ring::CTL_VALID),
+        (value::BB_PER_CTX_PTR, to.per_context),
+        (value::INDIRECT_CTX, to.indirect),
+        (value::INDIRECT_CTX_OFFSET, part.indirect_offset),
+        (value::CTX_TIMESTAMP, part.timestamp),
+        (value::PDP0_UDW, (to.root.0 >> 32) as u32),
+        (value::PDP0_LDW, to.root.0 as u32),
+    ] {
+        put(page, index, dword);
+    }
+    for (index, dword) in BATCH.into_iter().zip(part.batch) {
+        put(page, index, dword);
+    }
+}
+
+/// How a context left the hardware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Left {
+    pub(crate) head: u32,
+    pub(crate) in_batch: bool,
+}
+
+impl ShadowContext {
+    /// Reads where the hardware stopped. The image is final.
+    pub(crate) fn left(&self, host: &mut dyn Host) -> Left {
+        let mut page = [0u32; RING_CONTEXT_DWORDS];
+        self.image.read(host, context::REGISTER_PAGE, &mut page);
+        Left {
+            head: at(&page, value::RING_HEAD) & ring::HEAD_ADDR_MASK,
+            in_batch: at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0,
+        }
+    }
+
+    /// Moves the ring's tail in the shadow image.
+    pub(crate) fn set_tail(&self, host: &mut dyn Host, tail: u32) {
+        self.image.write(host, context::REGISTER_PAGE + 4 * value::RING_TAIL as u32, &[tail]);
+    }
+
+    /// Copies the ring part back into the guest's image, in the guest's terms. TAIL is the guest's own.
+    pub(crate) fn write_back_ring(&self, host: &mut dyn Host, vm: VmId) {
+        let mut page = [0u32; RING_CONTEXT_DWORDS];
+        self.image.read(host, context::REGISTER_PAGE, &mut page);
+        let Some(guest) = self.pages.get(1) else { return };
+        let mut write = |index: usize, dword: u32| {
+            // A page that is no longer RAM is the guest's loss.
+            let _ = host.write(vm, Gpa(guest.0 + 4 * index as u64), &dword.to_le_bytes());
+        };
+        for index in [value::CTX_CONTROL, value::RING_HEAD, value::CTX_TIMESTAMP] {
+            write(index, at(&page, index));
+        }
+        let privileged = at(&page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0;
+        for index in BATCH {
+            // Inside a copy of a privileged batch there is no address in the guest's terms.
+            write(index, if privileged { 0 } else { at(&page, index) });
+        }
+    }
+
+    /// Copies the engine state back into the guest's image, if it is newer here. Like hardware, which may write it
+    /// until another context is loaded, this happens when the guest submits another context.
+    pub(crate) fn write_back_engine(&mut self, host: &mut dyn Host, vm: VmId, stats: &mut Stats) {
+        if !core::mem::take(&mut self.newer) {
+            return;
+        }
+        let mut bytes = [0u8; 4096];
+        for (page, guest) in self.pages.iter().enumerate().skip(1) {
+            let skip = if page == 1 { 4 * RING_CONTEXT_DWORDS } else { 0 };
+            let Some(frame) = self.image.frame(page as u32) else { return };
+            host.read_frame(frame, 0, &mut bytes);
+            let Some(rest) = bytes.get(skip..) else { return };
+            let _ = host.write(vm, Gpa(guest.0 + skip as u64), rest);
+            stats.image_bytes_out += rest.len() as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> [u32; DWORDS] {
+        let mut page = [0; DWORDS];
+        page[value::RING_CTL] = 0x3000 | 1;
+        page[value::RING_START] = 0x10_0000;
+        page[value::RING_HEAD] = 0x20 | 3 << 21;
+        page[value::RING_TAIL] = 0x40;
+        page[value::PDP0_LDW] = 0x1234_5000;
+        page[value::CTX_CONTROL] = 0x0009_0009;
+        page
+    }
+
+    #[test]
+    fn values_are_taken_and_headers_are_ours() {
+        let part = RingPart::parse(Engine::Rcs, &page()).unwrap();
+        assert_eq!((part.head, part.tail, part.bytes), (0x20, 0x40, 0x4000));
+        assert_eq!((part.pml4, part.restore), (Gpa(0x1234_5000), Restore::Inhibited));
+        let mut shadow = [0xFFFF_FFFF; DWORDS];
+        let to = Redirect { ring: GgttAddr(0xFC00_0000), root: Hpa(0x1_0000_2000), per_context: 0, indirect: 0 };
+        build_ring_part(Engine::Rcs, &part, to, &mut shadow);
+        assert_eq!(shadow[1], 0x1100_101B);
+        assert_eq!(shadow[value::RING_START], 0xFC00_0000);
+        assert_eq!((shadow[value::PDP0_UDW], shadow[value::PDP0_LDW]), (1, 0x2000));
+        assert_eq!(shadow[value::RING_CTL], 0x3001);
+        assert_eq!(shadow[RING_CONTEXT_DWORDS], 0xFFFF_FFFF);
+    }
+
+    #[test]
+    fn forged_resumption_is_refused() {
+        let mut forged = page();
+        forged[value::BB_ADDR] = 0x1000 | ring::BB_ADDR_VALID;
+        assert!(RingPart::parse(Engine::Rcs, &forged).is_err());
+        forged[value::BB_STATE] = ring::BB_STATE_PPGTT;
+        assert!(RingPart::parse(Engine::Rcs, &forged).is_ok());
+        assert!(RingPart::parse(Engine::Bcs, &forged).is_err());
+    }
+
+    #[test]
+    fn ring_pointers_must_lie_in_the_ring() {
+        for (index, bad) in [(value::RING_HEAD, 0x4000), (value::RING_TAIL, 0x4000), (value::RING_CTL, 0x3000), (value::RING_START, 4)] {
+            let mut page = page();
+            page[index] = bad;
+            assert!(RingPart::parse(Engine::Rcs, &page).is_err(), "{index:#x}");
+        }
+    }
+}

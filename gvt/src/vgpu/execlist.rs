@@ -1,0 +1,201 @@
+//! The virtual execlists of one engine: what the guest submitted, what it was told, and its shadow contexts.
+
+use super::context::ShadowContext;
+use arrayvec::ArrayVec;
+use gvt_defs::execlist::{CsbEntry, Descriptor, status};
+use crate::gtt::Pin;
+use gvt_defs::Nanos;
+
+/// Shadow contexts kept per engine and vGPU.
+pub(crate) const SLOTS: usize = 4;
+
+/// A submission: one or two contexts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct List {
+    elements: [Descriptor; 2],
+    second: bool,
+}
+
+impl List {
+    /// From the four dwords in the order they are written.
+    pub(crate) fn from_elsp(dwords: [u32; 4]) -> Self {
+        let [high1, low1, high0, low0] = dwords;
+        Self { elements: [Descriptor::from_parts(low0, high0), Descriptor::from_parts(low1, high1)], second: false }
+    }
+
+    /// The first context.
+    pub(crate) fn first(&self) -> Descriptor {
+        let [first, _] = self.elements;
+        first
+    }
+
+    /// The context that runs or waits.
+    pub(crate) fn current(&self) -> Descriptor {
+        let [first, second] = self.elements;
+        if self.second { second } else { first }
+    }
+
+    /// Goes on to the second context, if there is one.
+    pub(crate) fn advance(&mut self) -> Option<Descriptor> {
+        let [_, second] = self.elements;
+        if self.second || !second.valid() {
+            return None;
+        }
+        self.second = true;
+        Some(second)
+    }
+}
+
+/// Where a prepared context is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// Ready to be given to the hardware.
+    Waiting,
+    /// On the hardware, or submitted to it.
+    Hardware,
+}
+
+/// The context that the guest believes to be running.
+#[derive(Debug)]
+pub(crate) struct Work {
+    /// Its shadow.
+    pub(crate) slot: usize,
+    /// Holds its page-table root in the shadow page tables.
+    pub(crate) pin: Pin,
+    /// The guest's ring is copied up to here.
+    pub(crate) tail: u32,
+    /// Where it is.
+    pub(crate) place: Place,
+    /// The tail moved while it was on the hardware: submit again.
+    pub(crate) resubmit: bool,
+    /// The tail moved and could not be followed: prepare again once it has run to `tail`.
+    pub(crate) prepare_again: bool,
+}
+
+/// The state of one virtual engine.
+#[derive(Debug, Default)]
+pub(crate) struct VirtEngine {
+    /// Dwords of the submission being written.
+    pub(crate) elsp: ArrayVec<u32, 4>,
+    /// The list that the guest believes active.
+    pub(crate) active: Option<List>,
+    /// A list that replaces it at the next arbitration point.
+    pub(crate) pending: Option<List>,
+    /// The current context, once prepared.
+    pub(crate) work: Option<Work>,
+    /// It broke a rule or hung: nothing runs until the guest resets the engine.
+    pub(crate) failed: bool,
+    /// Shadow contexts, in slots that keep their numbers.
+    pub(crate) slots: [Option<ShadowContext>; SLOTS],
+    /// The slot that ran last.
+    pub(crate) last: Option<usize>,
+    /// Status entries not yet told; the first has waited since then.
+    pub(crate) held: ArrayVec<CsbEntry, 8>,
+    /// When the first held entry came up.
+    pub(crate) held_since: Nanos,
+    /// Counts uses of slots, to find the one unused longest.
+    pub(crate) clock: u64,
+    /// Engine time used, in nanoseconds divided by weight.
+    pub(crate) virtual_time: u64,
+}
+
+/// Whether a status entry may wait for the next one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patience {
+    /// It tells only that a submission became active: at most one tick.
+    MayWait,
+    /// Everything held goes out now.
+    Now,
+}
+
+/// What an entry allows.
+pub(crate) fn patience(entry: CsbEntry) -> Patience {
+    if entry.promotes() && entry.status & CsbEntry::COMPLETE == 0 { Patience::MayWait } else { Patience::Now }
+}
+
+impl VirtEngine {
+    /// Whether it has a context for the hardware.
+    pub(crate) fn waiting(&self) -> bool {
+        !self.failed && self.work.as_ref().is_some_and(|work| work.place == Place::Waiting)
+    }
+
+    /// EXECLIST_STATUS, low and high.
+    pub(crate) fn status(&self) -> (u32, u32) {
+        let Some(active) = &self.active else { return (0, 0) };
+        let element = if active.second { status::ACTIVE_ELEMENT1 } else { status::ACTIVE_ELEMENT0 };
+        let queued = if self.pending.is_some() { status::QUEUE_FULL | status::LIST1_VALID } else { 0 };
+        let low = element | queued | status::LIST0_VALID | status::LIST0_ACTIVE | status::ARBITRATION_ENABLE;
+        (low, active.current().id())
+    }
+
+    /// Puts an entry behind those that wait.
+    pub(crate) fn hold(&mut self, entry: CsbEntry, now: Nanos) {
+        if self.held.is_empty() {
+            self.held_since = now;
+        }
+        // Never more than six: every entry but promotions empties the queue.
+        let _ = self.held.try_push(entry);
+    }
+
+    /// The slot that shadows the context at `lrca`, or the one to give to it.
+    pub(crate) fn slot_for(&mut self, lrca: gvt_defs::GgttAddr) -> (usize, Fit) {
+        self.clock += 1;
+        let found = self.slots.iter().position(|slot| slot.as_ref().is_some_and(|slot| slot.lrca == lrca));
+        if let Some(index) = found {
+            return (index, Fit::Same);
+        }
+        let busy = self.work.as_ref().map(|work| work.slot);
+        let oldest = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| Some(*index) != busy)
+            .min_by_key(|(_, slot)| slot.as_ref().map_or(0, |slot| slot.used));
+        (oldest.map_or(0, |(index, _)| index), Fit::Other)
+    }
+
+    /// A slot.
+    pub(crate) fn slot(&self, index: usize) -> Option<&ShadowContext> {
+        self.slots.get(index)?.as_ref()
+    }
+
+    /// A slot.
+    pub(crate) fn slot_mut(&mut self, index: usize) -> Option<&mut ShadowContext> {
+        self.slots.get_mut(index)?.as_mut()
+    }
+}
+
+/// Whether a slot holds the context asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fit {
+    Same,
+    Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gvt_defs::GgttAddr;
+
+    #[test]
+    fn lists_take_the_order_of_the_register_and_advance_once() {
+        let a = Descriptor::new(GgttAddr(0x1000), 1);
+        let b = Descriptor::new(GgttAddr(0x2000), 2);
+        let mut list = List::from_elsp([b.id(), b.low(), a.id(), a.low()]);
+        assert_eq!((list.first(), list.current()), (a, a));
+        assert_eq!(list.advance(), Some(b));
+        assert_eq!((list.current(), list.advance()), (b, None));
+        let mut single = List::from_elsp([0, 0, a.id(), a.low()]);
+        assert_eq!(single.advance(), None);
+    }
+
+    #[test]
+    fn promotions_wait_and_completions_do_not() {
+        let entry = |status| CsbEntry { status, id: 0 };
+        assert_eq!(patience(entry(1)), Patience::MayWait);
+        assert_eq!(patience(entry(0x8002)), Patience::MayWait);
+        for status in [0x14, 0x18, 0x12] {
+            assert_eq!(patience(entry(status)), Patience::Now);
+        }
+    }
+}
