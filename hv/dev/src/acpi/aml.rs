@@ -49,6 +49,7 @@ impl Aml {
         })
     }
 
+    /// A serialized method: those that create fields must be.
     pub(super) fn method(
         &mut self,
         name: Name,
@@ -56,7 +57,7 @@ impl Aml {
         body: impl FnOnce(&mut Self),
     ) -> &mut Self {
         self.block(&[0x14], |aml| {
-            aml.raw(name).raw(&[arguments & 7]);
+            aml.raw(name).raw(&[arguments & 7 | 1 << 3]);
             body(aml);
         })
     }
