@@ -1,0 +1,279 @@
+//! The console on COM1: Prism's own lines, the guests' UARTs, and the monitor.
+//!
+//! While Prism sets up, lines are written out at once. Once the run loop polls, output goes through a bounded ring so
+//! that no exit ever waits for the UART; what does not fit is dropped and counted.
+
+mod mux;
+
+use alloc::collections::VecDeque;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hv_defs::Nanos;
+use spin::Mutex;
+use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::IER;
+use uart_16550::{BaudRate, Config, Uart16550};
+
+use self::mux::Mux;
+
+pub use self::mux::{Command, Event};
+
+/// COM1.
+const PORT: u16 = 0x3F8;
+/// Its line on the 8259 and, by default, on the I/O APIC.
+pub(crate) const ISA_IRQ: u8 = 4;
+/// Bytes that wait for the UART.
+const RING_BYTES: usize = 64 * 1024;
+/// Bytes sent in one poll at most.
+const POLL_BYTES: usize = 512;
+/// How soon the ring is looked at again while it holds something.
+const DRAIN_NANOS: u64 = 1_000_000;
+/// Turns of a loop that waits for the UART before it gives up: a UART that is not there must not stop Prism.
+const PATIENCE: u32 = 1_000_000;
+
+/// One line from Prism itself, whole, wherever the console's focus is.
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::console::say(format_args!($($arg)*)) };
+}
+
+struct Console {
+    uart: Option<Uart16550<PioBackend>>,
+    ring: Option<VecDeque<u8>>,
+    mux: Option<Mux>,
+    polled: bool,
+    dropped: u64,
+}
+
+static CONSOLE: Mutex<Console> = Mutex::new(Console {
+    uart: None,
+    ring: None,
+    mux: None,
+    polled: false,
+    dropped: 0,
+});
+
+/// Set by a panic: the lock may be held for ever, so output goes around it.
+static SEIZED: AtomicBool = AtomicBool::new(false);
+
+/// Sets COM1 up.
+pub(crate) fn init() {
+    CONSOLE.lock().uart = open();
+}
+
+/// Makes room for the ring and the guests' buffers (after the heap).
+pub(crate) fn init_buffers() {
+    let mut console = CONSOLE.lock();
+    console.ring = Some(VecDeque::with_capacity(RING_BYTES));
+    console.mux = Some(Mux::new());
+}
+
+/// From now on the run loop polls: output waits in the ring and input raises the interrupt.
+pub(crate) fn start_polling() {
+    let mut console = CONSOLE.lock();
+    console.polled = true;
+    if let Some(uart) = &mut console.uart {
+        uart.enable_interrupts(IER::DATA_READY);
+    }
+}
+
+/// Tells the console of a guest: `vm` counts from 1, as in `Ctrl-] 1`.
+pub fn add_vm(vm: u8, name: &str) {
+    if let Some(mux) = &mut CONSOLE.lock().mux {
+        mux.add(vm, name);
+    }
+}
+
+/// One byte from a guest's UART. Never waits.
+pub fn guest_output(vm: u8, byte: u8, now: Nanos) {
+    let console = &mut *CONSOLE.lock();
+    console.with_mux(|mux, out| mux.guest_byte(vm, byte, now, out));
+    console.settle();
+}
+
+/// Drains output and reads input. Call when `Pending::CONSOLE` is set or `deadline` has passed; `each` may print.
+pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
+    let mut bytes = [0; 16];
+    let count = {
+        let console = &mut *CONSOLE.lock();
+        console.with_mux(|mux, out| mux.tick(now, out));
+        console.drain(POLL_BYTES);
+        console
+            .uart
+            .as_mut()
+            .map_or(0, |uart| uart.receive_bytes(&mut bytes))
+    };
+    for byte in bytes.into_iter().take(count) {
+        // The lock is free again when `each` runs: a command answers with `say!`.
+        let event = CONSOLE
+            .lock()
+            .with_mux(|mux, out| mux.input(byte, out))
+            .flatten();
+        if let Some(event) = event {
+            each(event);
+        }
+    }
+    let console = &mut *CONSOLE.lock();
+    console.with_mux(Mux::prompt);
+    console.settle();
+}
+
+/// When `poll` wants to be called even if nothing arrives.
+pub fn deadline(now: Nanos) -> Option<Nanos> {
+    let console = CONSOLE.lock();
+    let draining = console.ring.as_ref().is_some_and(|ring| !ring.is_empty());
+    let drain = draining.then(|| Nanos(now.0.saturating_add(DRAIN_NANOS)));
+    let line = console.mux.as_ref().and_then(Mux::deadline);
+    drain.into_iter().chain(line).min()
+}
+
+/// Bytes lost because the ring was full.
+pub fn dropped() -> u64 {
+    CONSOLE.lock().dropped
+}
+
+/// Writes out what waits in the ring, if the lock is free, and until the UART proves dead.
+pub(crate) fn flush() {
+    if let Some(mut console) = CONSOLE.try_lock() {
+        console.drain_all();
+    }
+}
+
+/// Takes the console for a last report: from now on lines go straight to the UART.
+pub(crate) fn seize() {
+    flush();
+    SEIZED.store(true, Ordering::Release);
+}
+
+/// For `say!`.
+pub fn say(text: fmt::Arguments<'_>) {
+    #[cfg(test)]
+    std::eprintln!("prism: {text}");
+    if SEIZED.load(Ordering::Acquire) {
+        if let Some(uart) = open() {
+            let mut direct = Direct(uart);
+            let _ = write!(direct, "prism: {text}\r\n");
+        }
+        return;
+    }
+    let console = &mut *CONSOLE.lock();
+    match (&mut console.ring, &mut console.uart) {
+        (Some(ring), _) => {
+            let fresh = console.mux.as_mut().is_none_or(Mux::own_line);
+            let mut out = RingOut {
+                ring,
+                dropped: &mut console.dropped,
+            };
+            let _ = write!(out, "{}prism: {text}\r\n", if fresh { "" } else { "\r\n" });
+        }
+        (None, Some(uart)) => {
+            let _ = write!(DirectRef(uart), "prism: {text}\r\n");
+        }
+        (None, None) => {}
+    }
+    console.settle();
+}
+
+impl Console {
+    /// Runs the multiplexer with the ring as its terminal, once both exist.
+    fn with_mux<R>(&mut self, run: impl FnOnce(&mut Mux, &mut dyn FnMut(&[u8])) -> R) -> Option<R> {
+        let Self {
+            mux, ring, dropped, ..
+        } = self;
+        let (mux, ring) = (mux.as_mut()?, ring.as_mut()?);
+        Some(run(mux, &mut |bytes| *dropped += put(ring, bytes)))
+    }
+
+    /// After output: waits for it during set-up, else sends what the UART takes at once.
+    fn settle(&mut self) {
+        if self.polled {
+            self.drain(16)
+        } else {
+            self.drain_all()
+        }
+    }
+
+    fn drain(&mut self, most: usize) {
+        let (Some(ring), Some(uart)) = (&mut self.ring, &mut self.uart) else {
+            return;
+        };
+        let mut left = most;
+        while left > 0 && !ring.is_empty() {
+            let (front, _) = ring.as_slices();
+            let sent = uart.send_bytes(front.get(..left).unwrap_or(front));
+            if sent == 0 {
+                return;
+            }
+            ring.drain(..sent.min(ring.len()));
+            left = left.saturating_sub(sent);
+        }
+    }
+
+    fn drain_all(&mut self) {
+        for _ in 0..PATIENCE {
+            self.drain(RING_BYTES);
+            if self.uart.is_none() || self.ring.as_ref().is_none_or(VecDeque::is_empty) {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+fn open() -> Option<Uart16550<PioBackend>> {
+    // SAFETY: 1. COM1 of a PC lies at this port, or nothing does. 2. Only this module uses it; a panic, which makes a
+    // second driver for it, has stopped the first.
+    let mut uart = unsafe { Uart16550::new_port(PORT) }.ok()?;
+    uart.init(Config {
+        baud_rate: BaudRate::Baud115200,
+        ..Config::DEFAULT
+    })
+    .ok()?;
+    Some(uart)
+}
+
+/// Writes straight to a UART, giving up on one that takes nothing.
+struct DirectRef<'a>(&'a mut Uart16550<PioBackend>);
+
+struct Direct(Uart16550<PioBackend>);
+
+impl Write for Direct {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        DirectRef(&mut self.0).write_str(text)
+    }
+}
+
+impl Write for DirectRef<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut left = text.as_bytes();
+        let mut patience = PATIENCE;
+        while !left.is_empty() && patience > 0 {
+            let sent = self.0.send_bytes(left);
+            left = left.get(sent..).unwrap_or_default();
+            patience -= 1;
+        }
+        Ok(())
+    }
+}
+
+/// Appends to the ring without making it grow; gives how many bytes were lost.
+fn put(ring: &mut VecDeque<u8>, bytes: &[u8]) -> u64 {
+    let room = RING_BYTES.saturating_sub(ring.len());
+    let kept = bytes.get(..room).unwrap_or(bytes);
+    ring.extend(kept);
+    (bytes.len() - kept.len()) as u64
+}
+
+/// Formats into the ring.
+struct RingOut<'a> {
+    ring: &'a mut VecDeque<u8>,
+    dropped: &'a mut u64,
+}
+
+impl Write for RingOut<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        *self.dropped += put(self.ring, text.as_bytes());
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! GDT, TSS and IDT. Each CPU has its own GDT and TSS (with stacks for NMI, #DF and #MC); the IDT is shared.
+
+use alloc::boxed::Box;
+
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::load_tss;
+use x86_64::registers::segmentation::{CS, DS, ES, SS, Segment};
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::structures::tss::TaskStateSegment;
+
+use crate::trap;
+
+/// Bytes of each emergency stack.
+const EMERGENCY_STACK: usize = 16 * 1024;
+
+/// Places in the interrupt stack table of the TSS.
+const IST_NMI: u16 = 0;
+const IST_DOUBLE_FAULT: u16 = 1;
+const IST_MACHINE_CHECK: u16 = 2;
+
+static EARLY_IDT: Once<InterruptDescriptorTable> = Once::new();
+static IDT: Once<InterruptDescriptorTable> = Once::new();
+
+/// An IDT for the time before the boot CPU has a TSS: exceptions are reported on the stack in use.
+pub(crate) fn load_early_idt() {
+    EARLY_IDT.call_once(build_idt).load();
+}
+
+/// Gives this CPU its GDT, TSS and the IDT. From the heap, for good.
+pub(crate) fn load() {
+    let tss: &'static TaskStateSegment = Box::leak(Box::new(build_tss()));
+    let gdt: &'static mut GlobalDescriptorTable = Box::leak(Box::new(GlobalDescriptorTable::new()));
+    let code = gdt.append(Descriptor::kernel_code_segment());
+    let data = gdt.append(Descriptor::kernel_data_segment());
+    let task = gdt.append(Descriptor::tss_segment(tss));
+    gdt.load();
+    // SAFETY: 1. The selectors are those of the GDT just loaded, of the kind that each register takes. 2. GS is left
+    // alone: its base is the CPU's own data.
+    unsafe {
+        CS::set_reg(code);
+        SS::set_reg(data);
+        DS::set_reg(SegmentSelector(0));
+        ES::set_reg(SegmentSelector(0));
+        load_tss(task);
+    }
+    IDT.call_once(build_idt_with_stacks).load();
+}
+
+fn build_tss() -> TaskStateSegment {
+    let mut tss = TaskStateSegment::new();
+    // The structure is packed: fill a copy.
+    let mut stacks = tss.interrupt_stack_table;
+    for ist in [IST_NMI, IST_DOUBLE_FAULT, IST_MACHINE_CHECK] {
+        let stack: &'static mut [u8] = Box::leak(Box::new([0u8; EMERGENCY_STACK]));
+        let top = stack.as_mut_ptr_range().end.expose_provenance() as u64 & !0xF;
+        if let Some(slot) = stacks.get_mut(usize::from(ist)) {
+            *slot = VirtAddr::new_truncate(top);
+        }
+    }
+    tss.interrupt_stack_table = stacks;
+    tss
+}
+
+fn build_idt() -> InterruptDescriptorTable {
+    let mut idt = InterruptDescriptorTable::new();
+    let stub = trap::stub_address;
+    // SAFETY: 1. Every stub saves and restores all registers and handles (or not) the error code of its vector.
+    unsafe {
+        idt.divide_error.set_handler_addr(stub(0));
+        idt.debug.set_handler_addr(stub(1));
+        idt.non_maskable_interrupt.set_handler_addr(stub(2));
+        idt.breakpoint.set_handler_addr(stub(3));
+        idt.overflow.set_handler_addr(stub(4));
+        idt.bound_range_exceeded.set_handler_addr(stub(5));
+        idt.invalid_opcode.set_handler_addr(stub(6));
+        idt.device_not_available.set_handler_addr(stub(7));
+        idt.double_fault.set_handler_addr(stub(8));
+        idt.invalid_tss.set_handler_addr(stub(10));
+        idt.segment_not_present.set_handler_addr(stub(11));
+        idt.stack_segment_fault.set_handler_addr(stub(12));
+        idt.general_protection_fault.set_handler_addr(stub(13));
+        idt.page_fault.set_handler_addr(stub(14));
+        idt.x87_floating_point.set_handler_addr(stub(16));
+        idt.alignment_check.set_handler_addr(stub(17));
+        idt.machine_check.set_handler_addr(stub(18));
+        idt.simd_floating_point.set_handler_addr(stub(19));
+        idt.virtualization.set_handler_addr(stub(20));
+        idt.cp_protection_exception.set_handler_addr(stub(21));
+        idt.hv_injection_exception.set_handler_addr(stub(28));
+        idt.vmm_communication_exception.set_handler_addr(stub(29));
+        idt.security_exception.set_handler_addr(stub(30));
+        for (vector, entry) in (32u8..).zip(idt.slice_mut(32..)) {
+            entry.set_handler_addr(stub(vector));
+        }
+    }
+    idt
+}
+
+fn build_idt_with_stacks() -> InterruptDescriptorTable {
+    let mut idt = build_idt();
+    let stub = trap::stub_address;
+    // SAFETY: 1. As in `build_idt`. 2. `build_tss` gives every CPU these stacks, and `load` loads the TSS first.
+    unsafe {
+        idt.non_maskable_interrupt
+            .set_handler_addr(stub(2))
+            .set_stack_index(IST_NMI);
+        idt.double_fault
+            .set_handler_addr(stub(8))
+            .set_stack_index(IST_DOUBLE_FAULT);
+        idt.machine_check
+            .set_handler_addr(stub(18))
+            .set_stack_index(IST_MACHINE_CHECK);
+    }
+    idt
+}
