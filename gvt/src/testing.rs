@@ -1,6 +1,9 @@
 //! Test support: a hypervisor made of vectors. `FakeHost` implements `Host`; its `Ram` is shared with the software
 //! GPU, so that what the GPU stores and what guests store land in the same bytes.
 
+pub mod driver;
+pub mod machine;
+
 use crate::host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
 use gvt_defs::{Gfn, Gpa, Hpa, PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,6 +7,9 @@ mod run;
 mod stub;
 mod submit;
 
+#[cfg(test)]
+mod tests;
+
 use crate::gpu::Gpu;
 use crate::host::Host;
 use crate::hw::{Aperture, Hw};

@@ -1,0 +1,3 @@
+//! The mediator on the software GPU, with a driver that does what i915 does.
+
+mod one;

@@ -1,0 +1,166 @@
+//! A whole machine in one process: the fake hypervisor, the software GPU, the mediator, and a clock.
+
+use super::{FakeHost, Ram};
+use crate::host::VmId;
+use crate::hw::{Aperture, ApertureAccess, Hw};
+use crate::mediator::{Config, Gvt, VgpuConfig, VgpuId};
+use gvt_defs::{Hpa, Nanos, reg};
+use gvt_model::{BusError, Gpu, Memory, Profile, Progress, Width};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+impl Memory for Ram {
+    fn read(&mut self, hpa: Hpa, buf: &mut [u8]) -> Result<(), BusError> {
+        if Ram::read(self, hpa, buf) { Ok(()) } else { Err(BusError) }
+    }
+
+    fn write(&mut self, hpa: Hpa, data: &[u8]) -> Result<(), BusError> {
+        if Ram::write(self, hpa, data) { Ok(()) } else { Err(BusError) }
+    }
+}
+
+/// The software GPU and the time that it sees.
+pub struct Device {
+    pub gpu: Gpu,
+    pub now: Nanos,
+    entries: u32,
+}
+
+/// `Hw` on the software GPU.
+#[derive(Clone)]
+pub struct ModelHw(pub Rc<RefCell<Device>>);
+
+impl Hw for ModelHw {
+    fn config_read(&mut self, offset: u16) -> u32 {
+        self.0.borrow().gpu.config_read(offset, Width::Dword)
+    }
+
+    fn config_write(&mut self, offset: u16, value: u32) {
+        self.0.borrow_mut().gpu.config_write(offset, Width::Dword, value);
+    }
+
+    fn read(&mut self, offset: u32) -> u32 {
+        assert!(offset < reg::MMIO_SIZE && offset.is_multiple_of(4));
+        let mut device = self.0.borrow_mut();
+        let now = device.now;
+        device.gpu.read32(offset, now)
+    }
+
+    fn write(&mut self, offset: u32, value: u32) {
+        assert!(offset < reg::MMIO_SIZE && offset.is_multiple_of(4));
+        let mut device = self.0.borrow_mut();
+        let now = device.now;
+        device.gpu.write32(offset, value, now);
+    }
+
+    fn ggtt_read(&mut self, index: u32) -> u64 {
+        self.0.borrow().gpu.ggtt_read(index)
+    }
+
+    fn ggtt_write(&mut self, index: u32, pte: u64) {
+        let mut device = self.0.borrow_mut();
+        assert!(index < device.entries);
+        device.gpu.ggtt_write(index, pte);
+    }
+
+    fn ggtt_entries(&mut self) -> u32 {
+        self.0.borrow().entries
+    }
+
+    fn aperture(&mut self) -> Aperture {
+        Aperture { base: 0xC000_0000, size: 512 << 20, access: ApertureAccess::Mappable }
+    }
+}
+
+/// The machine.
+pub struct Machine {
+    pub host: FakeHost,
+    pub device: Rc<RefCell<Device>>,
+    pub gvt: Gvt<ModelHw>,
+    /// Interrupts that the GPU raised.
+    pub interrupts: u64,
+    /// Times that the deadline passed.
+    pub timers: u64,
+}
+
+/// One step of the clock.
+const STEP: u64 = 2_000;
+
+impl Machine {
+    /// A machine with the default part.
+    pub fn new() -> Self {
+        Self::with(Profile::kaby_lake())
+    }
+
+    /// A machine with a part of choice.
+    pub fn with(profile: Profile) -> Self {
+        let mut host = FakeHost::new(160);
+        let device = Rc::new(RefCell::new(Device { gpu: Gpu::new(profile), now: Nanos(1), entries: 1 << 20 }));
+        enable_msi(&mut device.borrow_mut().gpu);
+        let gvt = Gvt::new(ModelHw(device.clone()), Config::default(), &mut host, Nanos(1)).expect("the GPU starts");
+        let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0 };
+        machine.run_for(100_000);
+        machine
+    }
+
+    /// Adds a VM of 16 MiB with a vGPU.
+    pub fn add_vm(&mut self, vm: u32) -> VgpuId {
+        self.add_vm_with(vm, VgpuConfig::default())
+    }
+
+    /// Adds a VM of 16 MiB with a vGPU of choice.
+    pub fn add_vm_with(&mut self, vm: u32, config: VgpuConfig) -> VgpuId {
+        self.host.add_vm(VmId(vm), 16);
+        self.gvt.create_vgpu(&mut self.host, VmId(vm), config).expect("a vGPU")
+    }
+
+    pub fn now(&self) -> Nanos {
+        self.device.borrow().now
+    }
+
+    /// Lets the GPU work for one step of the clock, then delivers what came of it. True if the GPU has more to do.
+    pub fn step(&mut self) -> bool {
+        let progress = {
+            let mut device = self.device.borrow_mut();
+            device.now.0 += STEP;
+            let now = device.now;
+            let mut ram = self.host.ram.clone();
+            device.gpu.step(&mut ram, now, 100)
+        };
+        self.deliver();
+        progress == Progress::Busy
+    }
+
+    /// The GPU's interrupt and the mediator's timer.
+    pub fn deliver(&mut self) {
+        let now = self.now();
+        if self.device.borrow_mut().gpu.take_interrupt() {
+            self.interrupts += 1;
+            self.gvt.interrupt(&mut self.host, now);
+        }
+        if self.gvt.deadline().is_some_and(|deadline| deadline <= now) {
+            self.timers += 1;
+            self.gvt.timer(&mut self.host, now);
+        }
+    }
+
+    /// Runs for a time.
+    pub fn run_for(&mut self, nanos: u64) {
+        let end = self.now().0 + nanos;
+        while self.now().0 < end {
+            self.step();
+        }
+    }
+}
+
+/// What the hypervisor does to the physical function: message-signalled interrupts on.
+fn enable_msi(gpu: &mut Gpu) {
+    let mut at = gpu.config_read(0x34, Width::Byte) as u16;
+    while gpu.config_read(at, Width::Byte) != 5 {
+        at = gpu.config_read(at + 1, Width::Byte) as u16;
+        assert_ne!(at, 0);
+    }
+    gpu.config_write(at + 4, Width::Dword, 0xFEE0_0000);
+    gpu.config_write(at + 8, Width::Dword, 0x40);
+    gpu.config_write(at + 2, Width::Word, 1);
+}
