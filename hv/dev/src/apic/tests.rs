@@ -648,3 +648,46 @@ fn random_step(cpu: &mut Cpu, random: &mut Xorshift, now: Nanos) {
         }
     }
 }
+
+#[test]
+fn nothing_posted_by_other_cpus_is_lost() {
+    const ROUNDS: usize = 2_000;
+    let posted = Posted::new(0);
+    let mut lapic = Lapic::new(0, Bootstrap::Yes, GHZ);
+    lapic.virtual_wire();
+    let _ = lapic.sync(&posted);
+    let woken = std::sync::atomic::AtomicUsize::new(0);
+    let (mut taken, mut nmis) = ([0usize; 256], 0);
+    std::thread::scope(|scope| {
+        let senders = [0x40, 0x80, 0xC0u8].map(|base| {
+            let (posted, woken) = (&posted, &woken);
+            scope.spawn(move || {
+                for vector in (base..=base + 0x3F).cycle().take(ROUNDS) {
+                    let wake = |_| _ = woken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let _ = deliver(
+                        &[posted],
+                        &fixed(Destination::Physical(0), vector),
+                        None,
+                        wake,
+                    );
+                }
+                posted.post(Delivery::Nmi, 0, Trigger::Edge)
+            })
+        });
+        let mut bus = Bus::default();
+        let mut done = false;
+        while !done {
+            // Looks once more after all senders have ended.
+            done = senders.iter().all(|sender| sender.is_finished());
+            nmis += usize::from(lapic.sync(&posted).nmi);
+            while let Some(Interrupt::Fixed(vector)) = lapic.next() {
+                lapic.ack(vector);
+                lapic.mmio_write(0xB0, 0, T0, &mut bus);
+                taken[usize::from(vector)] += 1;
+            }
+        }
+    });
+    assert!((0x40..=0xFF).all(|vector| taken[vector] > 0));
+    assert!((1..=3).contains(&nmis));
+    assert!(woken.into_inner() > 0 && !posted.is_pending());
+}

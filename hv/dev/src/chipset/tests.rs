@@ -1,6 +1,7 @@
 //! Tests of the chipset as a whole, driven as guests drive it.
 
 use super::*;
+use crate::apic::{ApicBus, Bootstrap, Interrupt, Lapic, Posted, deliver};
 use crate::e820::ECAM;
 use crate::message::{Delivery, Message};
 
@@ -430,4 +431,106 @@ fn random_access(
             _ => chipset.press_power_button(now, board),
         },
     }
+}
+
+/// A vCPU's local APIC wired to a chipset: what `hv` does, in small.
+struct Processor {
+    lapic: Lapic,
+    posted: Posted,
+}
+
+struct Ends(Vec<u8>);
+
+impl ApicBus for Ends {
+    fn send(&mut self, _: Message) {}
+    fn eoi(&mut self, vector: u8) {
+        self.0.push(vector);
+    }
+}
+
+impl Processor {
+    fn new() -> Self {
+        let mut lapic = Lapic::new(0, Bootstrap::Yes, 1_000_000_000);
+        lapic.virtual_wire();
+        let posted = Posted::new(0);
+        let _ = lapic.sync(&posted);
+        Self { lapic, posted }
+    }
+
+    /// Takes what the board has sent, and the next interrupt.
+    fn interrupt(&mut self, chipset: &mut Chipset, board: &mut Board, now: Nanos) -> Option<u8> {
+        for message in board.messages() {
+            let _ = deliver(&[&self.posted], &message, None, |_| {});
+        }
+        let _ = self.posted.set_lint0(board.extint);
+        let _ = self.lapic.sync(&self.posted);
+        match self.lapic.next()? {
+            Interrupt::Fixed(vector) => {
+                self.lapic.ack(vector);
+                Some(vector)
+            }
+            Interrupt::ExtInt => {
+                self.lapic.ack_extint();
+                Some(chipset.acknowledge(now, board))
+            }
+        }
+    }
+
+    fn end(&mut self, chipset: &mut Chipset, board: &mut Board, now: Nanos) {
+        let mut ends = Ends(vec![]);
+        self.lapic.mmio_write(0xB0, 0, now, &mut ends);
+        ends.0
+            .into_iter()
+            .for_each(|vector| chipset.eoi(vector, now, board));
+    }
+}
+
+#[test]
+fn a_level_interrupt_goes_all_the_way_and_back() {
+    let ((mut chipset, mut board), mut cpu) = (machine(), Processor::new());
+    chipset.redirect(9, 0x8039, &mut board);
+    chipset.port_write(0x602, Width::B2, 0x100, T0, &mut board);
+    chipset.press_power_button(T0, &mut board);
+    for _ in 0..3 {
+        assert_eq!(cpu.interrupt(&mut chipset, &mut board, T0), Some(0x39));
+        assert_eq!(
+            cpu.interrupt(&mut chipset, &mut board, T0),
+            None,
+            "in service"
+        );
+        cpu.end(&mut chipset, &mut board, T0);
+    }
+    assert_eq!(cpu.interrupt(&mut chipset, &mut board, T0), Some(0x39));
+    chipset.port_write(0x600, Width::B2, 0x100, T0, &mut board);
+    cpu.end(&mut chipset, &mut board, T0);
+    assert_eq!(cpu.interrupt(&mut chipset, &mut board, T0), None);
+}
+
+#[test]
+fn the_8259s_timer_ticks_through_virtual_wire() {
+    let ((mut chipset, mut board), mut cpu) = (machine(), Processor::new());
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x30),
+        (0x21, 4),
+        (0x21, 1),
+        (0x43, 0x34),
+        (0x40, 0x9C),
+        (0x40, 0x2E),
+    ] {
+        chipset.outb(port, value, T0, &mut board);
+    }
+    for _ in 0..5 {
+        let at = chipset.deadline().unwrap();
+        chipset.tick(at, &mut board);
+        assert_eq!(cpu.interrupt(&mut chipset, &mut board, at), Some(0x30));
+        assert_eq!(cpu.interrupt(&mut chipset, &mut board, at), None);
+        chipset.outb(0x20, 0x20, at, &mut board);
+    }
+    // The other way that Linux tries: LINT0 as a fixed interrupt. The pair must be acknowledged by a poll, or not at all
+    // (as with AEOI), so each edge of INTR is one interrupt.
+    cpu.lapic.mmio_write(0x350, 0x31, T0, &mut Ends(vec![]));
+    let at = chipset.deadline().unwrap();
+    chipset.tick(at, &mut board);
+    assert_eq!(cpu.interrupt(&mut chipset, &mut board, at), Some(0x31));
 }

@@ -1,13 +1,11 @@
 //! PCI functions as the guest's bus sees them. Bus 0 only; each external device has function 0 only.
 
 mod header;
-mod slots;
 
 use arrayvec::ArrayVec;
 use hv_defs::{Nanos, Width};
 
 pub use header::{Bar, BarIndex, Header, Identity, Msi};
-pub use slots::{Found, NotFree, Slots};
 
 /// Address space of a BAR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
