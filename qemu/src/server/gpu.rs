@@ -1,37 +1,210 @@
 //! The software Gen9 (`gvt_model`) as a device of the server.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-use super::options::Options;
-use super::session::{Bus, Device, Next};
+use gvt_model::{
+    Bar, Blitter, BusError, Finding, Gpu as Model, Hpa, Memory, Nanos, Profile, Progress, Save,
+    Strict, Width,
+};
+use serde_json::{Value, json};
+
+use super::dma::DmaTable;
+use super::options::{Options, Strictness};
+use super::session::{Bus, Device, Next, integer};
+use super::wire::REGION_CONFIG;
 use crate::{Error, Result};
 
-/// The GPU.
-pub struct Gpu;
+/// Units of engine work between two looks at the socket: some ten microseconds.
+const BUDGET: u32 = 500;
+/// Bytes of configuration space.
+const CONFIG_SIZE: u64 = 256;
+/// The most different findings kept.
+const MAX_FINDINGS: usize = 256;
+
+/// The GPU, and what it complained of.
+pub struct Gpu {
+    model: Model,
+    /// How often each finding was made, by its text.
+    findings: BTreeMap<String, u64>,
+    strictness: Strictness,
+    /// Nanoseconds spent in steps.
+    busy: u64,
+    steps: u64,
+    first_unknown: Option<String>,
+}
 
 impl Gpu {
     /// Makes the GPU that the options name.
     ///
     /// # Errors
     /// A profile that the model does not have.
-    pub fn new(_options: &Options) -> Result<Self> {
-        Err(Error::new("gpu-model: the model is not linked in yet"))
+    pub fn new(options: &Options) -> Result<Self> {
+        let mut profile = profile(options.profile.as_deref().unwrap_or("kbl"))?;
+        if options.strictness == Strictness::Strict {
+            profile.strict = Strict::Report;
+        }
+        Ok(Self {
+            model: Model::new(profile),
+            findings: BTreeMap::new(),
+            strictness: options.strictness,
+            busy: 0,
+            steps: 0,
+            first_unknown: None,
+        })
+    }
+
+    /// Hands interrupts on, and takes note of findings.
+    fn settle(&mut self, bus: &mut Bus) {
+        if self.model.take_interrupt() {
+            bus.irqs.message();
+        }
+        bus.irqs.line(self.model.interrupt_level());
+        for finding in self.model.take_findings() {
+            self.note(finding, bus);
+        }
+    }
+
+    fn note(&mut self, finding: Finding, bus: &mut Bus) {
+        let text = finding.to_string();
+        bus.trace.line(format_args!("{} ! {text}", bus.now));
+        let unknown = matches!(
+            finding,
+            Finding::UnknownRead(..) | Finding::UnknownWrite(..) | Finding::UnknownCommand(..)
+        );
+        if unknown && self.first_unknown.is_none() {
+            self.first_unknown = Some(text.clone());
+        }
+        if self.findings.len() < MAX_FINDINGS || self.findings.contains_key(&text) {
+            *self.findings.entry(text).or_default() += 1;
+        }
     }
 }
 
 impl Device for Gpu {
-    fn region_size(&self, _region: u32) -> u64 {
-        0
+    fn region_size(&self, region: u32) -> u64 {
+        match bar(region) {
+            Some(bar) => self.model.bar_size(bar),
+            None if region == REGION_CONFIG => CONFIG_SIZE,
+            None => 0,
+        }
     }
-    fn config_read(&mut self, _offset: u16, _buf: &mut [u8]) {}
-    fn config_write(&mut self, _offset: u16, _data: &[u8], _bus: &mut Bus) {}
-    fn bar_read(&mut self, _bar: u32, _offset: u64, _buf: &mut [u8], _bus: &mut Bus) {}
-    fn bar_write(&mut self, _bar: u32, _offset: u64, _data: &[u8], _bus: &mut Bus) {}
-    fn reset(&mut self, _bus: &mut Bus) {}
-    fn run(&mut self, _bus: &mut Bus) -> Next {
-        Next::Idle
+
+    fn config_read(&mut self, offset: u16, buf: &mut [u8]) {
+        let mut offset = offset;
+        for piece in buf.chunks_mut(4) {
+            let Some(width) = Width::from_bytes(piece.len()) else {
+                continue;
+            };
+            let value = self.model.config_read(offset, width).to_le_bytes();
+            piece
+                .iter_mut()
+                .zip(value)
+                .for_each(|(to, from)| *to = from);
+            offset = offset.saturating_add(4);
+        }
     }
+
+    fn config_write(&mut self, offset: u16, data: &[u8], bus: &mut Bus) {
+        let mut offset = offset;
+        for piece in data.chunks(4) {
+            let Some(width) = Width::from_bytes(piece.len()) else {
+                continue;
+            };
+            self.model
+                .config_write(offset, width, integer(piece) as u32);
+            offset = offset.saturating_add(4);
+        }
+        self.settle(bus);
+    }
+
+    fn bar_read(&mut self, region: u32, offset: u64, buf: &mut [u8], bus: &mut Bus) {
+        let Some(bar) = bar(region) else { return };
+        self.model
+            .bar_read(&mut bus.dma, bar, offset, buf, Nanos(bus.now));
+        self.settle(bus);
+    }
+
+    fn bar_write(&mut self, region: u32, offset: u64, data: &[u8], bus: &mut Bus) {
+        let Some(bar) = bar(region) else { return };
+        self.model
+            .bar_write(&mut bus.dma, bar, offset, data, Nanos(bus.now));
+        self.settle(bus);
+    }
+
+    fn reset(&mut self, bus: &mut Bus) {
+        self.model.reset();
+        self.settle(bus);
+    }
+
+    fn run(&mut self, bus: &mut Bus) -> Next {
+        let begun = std::time::Instant::now();
+        let progress = self.model.step(&mut bus.dma, Nanos(bus.now), BUDGET);
+        self.settle(bus);
+        if progress != Progress::Idle {
+            self.busy += u64::try_from(begun.elapsed().as_nanos()).unwrap_or(0);
+            self.steps += 1;
+        }
+        match progress {
+            Progress::Idle => Next::Idle,
+            Progress::Busy => Next::Now,
+            Progress::WaitUntil(at) => Next::At(at.0),
+        }
+    }
+
     fn stats(&self) -> Value {
-        Value::Null
+        json!({ "step_ns": self.busy, "steps": self.steps, "findings": self.findings })
     }
+
+    fn verdict(&self) -> Result<()> {
+        match &self.first_unknown {
+            Some(text) if self.strictness == Strictness::Strict => Err(Error::new(format!(
+                "gpu-model: strict: {text} (the statistics list all findings)"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Memory for DmaTable {
+    fn read(&mut self, hpa: Hpa, buf: &mut [u8]) -> std::result::Result<(), BusError> {
+        Self::read(self, hpa.0, buf).map_err(|_| BusError)
+    }
+
+    fn write(&mut self, hpa: Hpa, data: &[u8]) -> std::result::Result<(), BusError> {
+        Self::write(self, hpa.0, data).map_err(|_| BusError)
+    }
+}
+
+fn bar(region: u32) -> Option<Bar> {
+    u8::try_from(region).ok().and_then(Bar::from_number)
+}
+
+/// A part and its variations: `kbl`, `skl` or `cfl`, then `display`, `late-save`, `obeys-lri`, by commas.
+fn profile(text: &str) -> Result<Profile> {
+    let mut words = text.split(',');
+    let mut profile = match words.next() {
+        Some("kbl") => Profile::kaby_lake(),
+        Some("skl") => Profile::sky_lake(),
+        Some("cfl") => Profile::coffee_lake(),
+        _ => {
+            return Err(Error::new(format!(
+                "gpu-model: no profile '{text}' (there are kbl, skl, cfl)"
+            )));
+        }
+    };
+    for word in words {
+        match word {
+            "display" => profile.display = gvt_defs::reset::Display::Dark,
+            "late-save" => profile.save = Save::Late,
+            "obeys-lri" => profile.blitter = Blitter::ObeysLri,
+            "linted" => profile.forcewake = gvt_model::Forcewake::Linted,
+            _ => {
+                let text = format!(
+                    "gpu-model: no variation '{word}' (there are display, late-save, obeys-lri, linted)"
+                );
+                return Err(Error::new(text));
+            }
+        }
+    }
+    Ok(profile)
 }

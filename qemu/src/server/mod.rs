@@ -61,7 +61,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> Result<()> {
     let served = serve(&mut session, &signals, options.stats.as_deref());
     session.bus.trace.flush();
     write_stats(&session, options.stats.as_deref())?;
-    served
+    served.and_then(|()| session.device.verdict())
 }
 
 /// Serves until the client goes or a signal ends the process.

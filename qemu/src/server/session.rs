@@ -68,6 +68,13 @@ pub trait Device {
     fn run(&mut self, bus: &mut Bus) -> Next;
     /// Its own counters.
     fn stats(&self) -> Value;
+    /// What it has to say at the end.
+    ///
+    /// # Errors
+    /// The run was not as the options asked.
+    fn verdict(&self) -> crate::Result<()> {
+        Ok(())
+    }
 }
 
 /// What made `Session::run` return.

@@ -1,0 +1,162 @@
+//! Machine `native`: stock i915 on the software Gen9 itself, no hypervisor. What passes here is what a vGPU is
+//! compared with.
+
+use std::time::Duration;
+
+use qemu::guest::Initrd;
+use qemu::machine::{End, Gpu, Machine, OnReset, Outcome, Running};
+use qemu::provision::{Kernel, KernelKind};
+use tests::{fail, nonce, smoke};
+
+const LIMIT: Duration = Duration::from_secs(600);
+const ARGUMENTS: &str = "console=ttyS0 rdinit=/init panic=-1";
+
+/// What a kernel log may not contain. There is no list of exceptions on this machine.
+const TROUBLE: [&str; 8] = [
+    "WARNING:",
+    "*ERROR*",
+    "BUG:",
+    "Oops",
+    "Call Trace",
+    "wedged",
+    "GPU HANG",
+    "unstable",
+];
+
+fn kernel(kind: KernelKind) -> Kernel {
+    kind.get().expect("the kernel is provisioned")
+}
+
+/// An initrd that loads i915 and then runs `script`.
+fn initrd(kernel: &Kernel, script: &str) -> Vec<u8> {
+    let initrd = Initrd::new().and_then(|initrd| initrd.modules(kernel));
+    let initrd = initrd.and_then(|initrd| initrd.load(kernel, "error_capture=0"));
+    let initrd = initrd.and_then(|initrd| initrd.program(smoke()));
+    initrd
+        .expect("the initrd is put together")
+        .script(script)
+        .finish()
+}
+
+fn machine(name: &str, kernel: &Kernel, script: &str, gpu: &[&str]) -> Machine {
+    let mut options = vec!["--strict".to_owned(), "--stats".into(), "stats.json".into()];
+    options.extend(gpu.iter().map(|option| (*option).to_owned()));
+    Machine::native(name, &kernel.image)
+        .module(initrd(kernel, script))
+        .arguments(ARGUMENTS)
+        .gpu(Gpu::Model(options))
+}
+
+fn powered_off(outcome: &Outcome) {
+    if outcome.end != End::PowerOff {
+        fail(outcome, "the guest did not power off");
+    }
+}
+
+/// No line of the kernel's log speaks of trouble.
+fn quiet(outcome: &Outcome, allowed: &[&str]) {
+    let trouble = |line: &&str| TROUBLE.iter().any(|word| line.contains(word));
+    let allowed = |line: &&str| allowed.iter().any(|word| line.contains(word));
+    if let Some(line) = outcome
+        .serial
+        .lines()
+        .filter(trouble)
+        .find(|line| !allowed(line))
+    {
+        fail(outcome, &format!("the kernel complains: {line}"));
+    }
+}
+
+/// The smoke program's verdict with this nonce, and no failed case.
+fn passed(outcome: &Outcome, nonce: &str) {
+    if let Some(line) = outcome.serial.lines().find(|line| line.contains(" FAIL ")) {
+        fail(outcome, line);
+    }
+    if !outcome.serial.contains(&format!("VERDICT {nonce} pass")) {
+        fail(outcome, "no verdict");
+    }
+}
+
+/// The statistics that the GPU process left: it met nothing that it does not know.
+fn known(outcome: &Outcome) -> serde_json::Value {
+    let stats = std::fs::read(outcome.dir.join("stats.json"))
+        .expect("the GPU process wrote its statistics");
+    let stats: serde_json::Value = serde_json::from_slice(&stats).expect("statistics are JSON");
+    let findings = stats["counts"]["gpu"]["findings"]
+        .as_object()
+        .expect("findings are listed");
+    if let Some(text) = findings.keys().find(|text| text.contains("unknown")) {
+        fail(outcome, &format!("the GPU met something unknown: {text}"));
+    }
+    stats
+}
+
+fn smoke_passes(kind: KernelKind, name: &str) {
+    let kernel = kernel(kind);
+    let nonce = nonce();
+    let script = format!("smoke {nonce}\nsync\npoweroff -f");
+    let outcome = machine(name, &kernel, &script, &[])
+        .run(LIMIT)
+        .expect("the machine runs");
+    powered_off(&outcome);
+    passed(&outcome, &nonce);
+    quiet(&outcome, &[]);
+    known(&outcome);
+}
+
+#[test]
+fn smoke_on_linux_6_1() {
+    smoke_passes(KernelKind::V6_1, "native-6.1");
+}
+
+#[test]
+fn smoke_on_linux_6_12() {
+    smoke_passes(KernelKind::V6_12, "native-6.12");
+}
+
+#[test]
+fn smoke_on_the_newest_linux() {
+    smoke_passes(KernelKind::Newest, "native-newest");
+}
+
+/// A batch that never ends is reset on every engine, and the next one passes.
+#[test]
+fn a_hung_batch_is_reset() {
+    let kernel = kernel(KernelKind::V6_12);
+    let outcome = machine("native-hang", &kernel, "smoke hang-once\npoweroff -f", &[])
+        .run(LIMIT)
+        .expect("the machine runs");
+    powered_off(&outcome);
+    passed(&outcome, "hang-once");
+    quiet(&outcome, &["GPU HANG"]);
+}
+
+/// The GPU starts again with the machine, twice.
+#[test]
+fn warm_reboot_twice() {
+    let kernel = kernel(KernelKind::V6_1);
+    let script = "smoke bench 20\necho what next\nread word\n$word -f";
+    let mut running = machine("native-reboot", &kernel, script, &[])
+        .on_reset(OnReset::Boot)
+        .start()
+        .expect("the machine starts");
+    for word in ["reboot\n", "reboot\n", "poweroff\n"] {
+        next_round(&mut running, word);
+    }
+    let outcome = running.wait(LIMIT).expect("the machine ends");
+    powered_off(&outcome);
+    quiet(&outcome, &[]);
+    assert_eq!(
+        outcome.serial.matches("VERDICT bench pass").count(),
+        3,
+        "three rounds passed"
+    );
+}
+
+fn next_round(running: &mut Running, word: &str) {
+    running
+        .expect("VERDICT bench pass", LIMIT)
+        .expect("a round passes");
+    running.expect("what next", LIMIT).expect("the guest asks");
+    running.send(word.as_bytes()).expect("the guest listens");
+}
