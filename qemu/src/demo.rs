@@ -16,28 +16,25 @@ const SUCCESS: u32 = 0x10;
 
 /// Provisions, builds, boots, shows; true when a `--once` run passed or an interactive one ended.
 pub fn run(options: &Options) -> Result<bool> {
-    // A word that only a guest whose GPU test passed prints: Linux does not echo what is in its initrd.
-    let passed = format!(
-        "passed-{:08x}",
-        std::process::id().wrapping_mul(0x9e37_79b9)
-    );
+    // The test program prints it in its verdict; Linux does not echo what is in its initrd.
+    let nonce = format!("{:08x}", std::process::id().wrapping_mul(0x9e37_79b9));
     let machine = match options.machine {
-        Kind::SvmTcg => prism(options, &passed)?,
-        Kind::Native => native(options, &passed)?,
+        Kind::SvmTcg => prism(options, &nonce)?,
+        Kind::Native => native(options, &nonce)?,
     };
     let machine = machine.cpus(options.cpus);
     let machine = match options.memory_mib {
         Some(mib) => machine.memory_mib(mib),
         None => machine,
     };
-    eprintln!("starting the machine (Ctrl-] q ends the run) ...");
+    eprintln!("starting the machine; Ctrl-] q ends the run ...");
     let outcome = terminal::attach(machine.show(Show::Serial).start()?, options.limit)?;
-    conclude(options, &outcome, &passed)
+    conclude(options, &outcome, &nonce)
 }
 
-fn prism(options: &Options, passed: &str) -> Result<Machine> {
+fn prism(options: &Options, nonce: &str) -> Result<Machine> {
     let bundle = Bundle::of(&options.config, |name| {
-        provided(name, options.lifetime, passed)
+        provided(name, options.lifetime, nonce)
     })?;
     let image = build::image(&[])?;
     let arguments = match options.lifetime {
@@ -49,7 +46,7 @@ fn prism(options: &Options, passed: &str) -> Result<Machine> {
         .arguments(arguments))
 }
 
-fn native(options: &Options, passed: &str) -> Result<Machine> {
+fn native(options: &Options, nonce: &str) -> Result<Machine> {
     let text = String::from_utf8_lossy(&read(&options.config)?).into_owned();
     let files = named_files(&text)?;
     let kind = files
@@ -61,7 +58,7 @@ fn native(options: &Options, passed: &str) -> Result<Machine> {
                 options.config.display()
             ))
         })?;
-    let initrd = demo_initrd(kind, options.lifetime, passed)?;
+    let initrd = demo_initrd(kind, options.lifetime, nonce)?;
     let machine = Machine::native("demo", &kind.get()?.image);
     Ok(machine
         .module(initrd)
@@ -69,13 +66,13 @@ fn native(options: &Options, passed: &str) -> Result<Machine> {
 }
 
 /// Files that configurations may name without having them.
-fn provided(name: &str, lifetime: Lifetime, passed: &str) -> Result<Option<Vec<u8>>> {
+fn provided(name: &str, lifetime: Lifetime, nonce: &str) -> Result<Option<Vec<u8>>> {
     let Some(kind) = kernel_of(name) else {
         return Ok(None);
     };
     match name.split_once('/').map(|(_, file)| file) {
         Some("vmlinuz") => read(&kind.get()?.image).map(Some),
-        Some("demo.initrd") => demo_initrd(kind, lifetime, passed).map(Some),
+        Some("demo.initrd") => demo_initrd(kind, lifetime, nonce).map(Some),
         _ => Ok(None),
     }
 }
@@ -85,14 +82,14 @@ fn kernel_of(name: &str) -> Option<KernelKind> {
     KernelKind::from_name(name.strip_prefix("debian-")?.split_once('/')?.0)
 }
 
-fn demo_initrd(kind: KernelKind, lifetime: Lifetime, passed: &str) -> Result<Vec<u8>> {
+fn demo_initrd(kind: KernelKind, lifetime: Lifetime, nonce: &str) -> Result<Vec<u8>> {
     let kernel = kind.get()?;
     let smoke = build::guest_program("smoke")?;
-    let test = format!("smoke && echo \"GPU test {passed}\" || echo 'GPU test FAILED'");
+    let test = format!("smoke {nonce}");
     let end = match lifetime {
         Lifetime::Once => "poweroff -f",
         Lifetime::Interactive => {
-            "echo 'a shell: try `smoke`, or `dmesg`'; setsid cttyhack sh; poweroff -f"
+            "echo 'a shell: try `smoke again` or `dmesg`'; setsid cttyhack sh; poweroff -f"
         }
     };
     let initrd = Initrd::new()?
@@ -106,7 +103,7 @@ fn demo_initrd(kind: KernelKind, lifetime: Lifetime, passed: &str) -> Result<Vec
         .finish())
 }
 
-fn conclude(options: &Options, outcome: &Outcome, passed: &str) -> Result<bool> {
+fn conclude(options: &Options, outcome: &Outcome, nonce: &str) -> Result<bool> {
     let console = Console::parse(&outcome.serial);
     report::print(&console);
     eprintln!(
@@ -131,7 +128,10 @@ fn conclude(options: &Options, outcome: &Outcome, passed: &str) -> Result<bool> 
         Kind::SvmTcg => report::guests(&console).len().max(1),
         Kind::Native => 1,
     };
-    let count = outcome.serial.matches(passed).count();
+    let count = outcome
+        .serial
+        .matches(&format!("VERDICT {nonce} pass"))
+        .count();
     if count != guests {
         return Err(Error::new(format!(
             "the GPU test passed in {count} of {guests} guests"

@@ -9,6 +9,7 @@ use crate::provision::Qemu;
 /// Names in a run's folder, which is the processes' working directory: socket paths stay short.
 pub const SOCKET: &str = "gpu.sock";
 pub const MODULE: &str = "module.cpio";
+pub const DISKS: [&str; 2] = ["boot.img", "files.img"];
 
 /// The port and value range of the exit device: the process ends with 2 * value + 1.
 const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=4";
@@ -47,15 +48,30 @@ pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
     if let Gpu::Model(_) = machine.gpu {
         command.args(["-device", &gpu_device()]);
     }
-    command
-        .arg("-kernel")
-        .arg(&machine.kernel)
-        .args(["-append", &machine.arguments]);
-    if machine.module.is_some() {
-        command.args(["-initrd", MODULE]);
-    }
+    command.args(boot(machine));
     command.args(&machine.emulator);
     command
+}
+
+fn boot(machine: &Machine) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    if machine.disks.is_some() {
+        for name in DISKS {
+            arguments.extend(["-drive".into(), format!("file={name},format=raw,if=ide")]);
+        }
+        return arguments;
+    }
+    let kernel = machine.kernel.display().to_string();
+    arguments.extend([
+        "-kernel".into(),
+        kernel,
+        "-append".into(),
+        machine.arguments.clone(),
+    ]);
+    if machine.module.is_some() {
+        arguments.extend(["-initrd".into(), MODULE.into()]);
+    }
+    arguments
 }
 
 /// The device is the other end of the GPU process's socket; it has no option ROM.

@@ -58,6 +58,7 @@ pub struct Machine {
     show: Show,
     kernel: PathBuf,
     module: Option<Vec<u8>>,
+    disks: Option<[Vec<u8>; 2]>,
     arguments: String,
     emulator: Vec<String>,
 }
@@ -85,6 +86,7 @@ impl Machine {
             show: Show::Nothing,
             kernel: kernel.into(),
             module: None,
+            disks: None,
             arguments: String::new(),
             emulator: Vec::new(),
         }
@@ -129,6 +131,12 @@ impl Machine {
     /// The command line of what boots.
     pub fn arguments(mut self, arguments: &str) -> Self {
         self.arguments = arguments.into();
+        self
+    }
+
+    /// Boots by the firmware from the first of these disks, instead of the kernel handed to the emulator.
+    pub fn disks(mut self, disks: [Vec<u8>; 2]) -> Self {
+        self.disks = Some(disks);
         self
     }
 

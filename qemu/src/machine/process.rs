@@ -81,6 +81,9 @@ impl Running {
         if let Some(module) = &machine.module {
             write(&dir.join(command::MODULE), module)?;
         }
+        for (name, disk) in command::DISKS.iter().zip(machine.disks.iter().flatten()) {
+            write(&dir.join(name), disk)?;
+        }
         let gpu = match &machine.gpu {
             Gpu::Model(options) => Some(start_gpu(&dir, options, core)?),
             Gpu::None => None,

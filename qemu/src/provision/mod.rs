@@ -3,6 +3,7 @@
 //! Everything here is done once: a second call finds the stamp of the first and touches no network.
 
 mod apt;
+mod grub;
 mod kernel;
 mod module;
 mod qemu;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result, make_dir, write};
 use crate::lock::Lock;
 use crate::paths;
 
+pub use grub::Grub;
 pub use kernel::{Kernel, KernelKind};
 pub use qemu::Qemu;
 

@@ -23,7 +23,6 @@ pub struct Qemu {
 const INSTALLED_AT_LEAST: [u32; 2] = [10, 1];
 /// Earlier versions check nested SVM state wrongly (they return a truncated exit code for a refused entry).
 const FETCHED_AT_LEAST: [u32; 2] = [11, 1];
-const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 impl Qemu {
     /// Finds or fetches it.
@@ -91,23 +90,15 @@ fn version_of(program: &Path) -> Option<String> {
 
 /// A program that starts QEMU by its own loader and libraries, whatever the host's are.
 fn write_wrapper(program: &Path, root: &Path) -> Result<()> {
-    let loader = [
-        "usr/lib64/ld-linux-x86-64.so.2",
-        "lib64/ld-linux-x86-64.so.2",
-    ]
-    .into_iter()
-    .chain([
-        "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
-        "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
-    ])
-    .find(|path| root.join(path).exists())
-    .ok_or_else(|| Error::new(format!("no dynamic loader in {}", root.display())))?;
+    let (loader, libraries) = (
+        unpack::loader(root)?,
+        unpack::LIBRARIES.map(|l| format!("$root/{l}")).join(":"),
+    );
     // Relative to the script, so that the workspace may be moved.
     let script = format!(
         "#!/bin/sh\n\
          root=$(dirname \"$(readlink -f \"$0\")\")/../qemu\n\
-         libs=$root/{LIBRARIES}:$root/lib/x86_64-linux-gnu:$root/{LIBRARIES}/blas:$root/{LIBRARIES}/lapack\n\
-         QEMU_MODULE_DIR=$root/{LIBRARIES}/qemu exec \"$root/{loader}\" --library-path \"$libs\" \
+         QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu exec \"$root/{loader}\" --library-path \"{libraries}\" \
          \"$root/usr/bin/qemu-system-x86_64\" -L \"$root/usr/share/qemu\" -L \"$root/usr/share/seabios\" \
          -L \"$root/usr/lib/ipxe/qemu\" \"$@\"\n"
     );
