@@ -1,0 +1,164 @@
+//! Copies of batches: each is read page by page while it is walked, until it ends, and what starts it is led to the
+//! copy. The whole tree of a submission goes into one arena.
+
+use super::walk::{Level, Origin, Stream, redirect};
+use super::{Audit, AuditFault, LINE, MANY, Reason, fault};
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use gvt_defs::{GgttAddr, PAGE_SIZE, PpgttAddr, mi};
+
+/// Dwords read at a time; divides a page.
+const CHUNK: usize = 256;
+
+/// Where the guest's batches are read from.
+pub trait Source {
+    /// Copies dwords from the global space; they do not cross a page. False if nothing is there.
+    fn global(&mut self, at: GgttAddr, dwords: &mut [u32]) -> bool;
+    /// Copies dwords from the context's process space; they do not cross a page. False if nothing is there.
+    fn process(&mut self, at: PpgttAddr, dwords: &mut [u32]) -> bool;
+}
+
+/// The guest's address of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Target {
+    Global(GgttAddr),
+    Process(PpgttAddr),
+}
+
+/// Where the command that starts it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// Dword of the ring copy.
+    Ring(u32),
+    /// Dword of the arena.
+    Arena(u32),
+}
+
+/// A batch to be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Pending {
+    pub(super) place: Place,
+    pub(super) target: Target,
+    pub(super) level: Level,
+}
+
+/// A batch that was copied: what, for which level, and where to.
+type Copies = ArrayVec<(Target, Level, u32), MANY>;
+
+pub(super) fn copy_all(
+    audit: &mut Audit<'_>,
+    source: &mut dyn Source,
+    base: GgttAddr,
+    arena: &mut Vec<u32>,
+    limit: usize,
+) -> Result<(), AuditFault> {
+    arena.clear();
+    let mut copies = Copies::new();
+    while let Some(pending) = audit.pending.pop() {
+        let known = copies
+            .iter()
+            .find(|(target, level, _)| (*target, *level) == (pending.target, pending.level));
+        let origin = match known {
+            Some((.., origin)) => *origin,
+            None => {
+                let origin = copy(audit, source, &pending, arena, limit)?;
+                let full = fault(arena, origin as usize, Reason::TooManyBatches);
+                copies
+                    .try_push((pending.target, pending.level, origin))
+                    .map_err(|_| full)?;
+                audit.summary.batches += 1;
+                origin
+            }
+        };
+        lead(
+            audit,
+            &pending,
+            GgttAddr(base.0.wrapping_add(origin * 4)),
+            arena,
+        )?;
+    }
+    Ok(())
+}
+
+/// Leads the start of a batch to its copy.
+fn lead(
+    audit: &mut Audit<'_>,
+    pending: &Pending,
+    to: GgttAddr,
+    arena: &mut [u32],
+) -> Result<(), AuditFault> {
+    match pending.place {
+        Place::Arena(at) => redirect(arena.get_mut(at as usize..).unwrap_or_default(), to),
+        Place::Ring(at) => {
+            let full = AuditFault {
+                offset: at,
+                header: 0,
+                reason: Reason::TooManyBatches,
+            };
+            audit.patches.try_push((at, to)).map_err(|_| full)?;
+        }
+    }
+    Ok(())
+}
+
+/// Appends one batch to the arena; returns where it begins.
+fn copy(
+    audit: &mut Audit<'_>,
+    source: &mut dyn Source,
+    pending: &Pending,
+    arena: &mut Vec<u32>,
+    limit: usize,
+) -> Result<u32, AuditFault> {
+    let start = arena.len().next_multiple_of(LINE);
+    let origin = Origin(start as u32);
+    let stream = match pending.target {
+        Target::Global(_) => Stream::Batch(pending.level, origin),
+        Target::Process(_) => Stream::User(pending.level, origin),
+    };
+    arena.resize(start, 0);
+    let mut walked = 0;
+    loop {
+        read(source, pending.target, start, arena, limit)?;
+        let progress = audit.walk(arena.get_mut(start..).unwrap_or_default(), walked, stream)?;
+        walked = progress.at;
+        if progress.ended {
+            arena.truncate(start + walked);
+            // Should the engine ever pass the end, it ends here and not in the next copy.
+            arena.extend([mi::header(mi::BATCH_BUFFER_END), 0]);
+            return Ok(origin.0);
+        }
+    }
+}
+
+/// Appends what follows of a batch, up to the end of its page at most.
+fn read(
+    source: &mut dyn Source,
+    target: Target,
+    start: usize,
+    arena: &mut Vec<u32>,
+    limit: usize,
+) -> Result<(), AuditFault> {
+    let end = arena.len();
+    let done = ((end - start) * 4) as u64;
+    let at = match target {
+        Target::Global(at) => u64::from(at.0),
+        Target::Process(at) => at.0,
+    } + done;
+    let count = CHUNK - (at / 4) as usize % CHUNK;
+    // Two dwords for the guard.
+    if end + count + 2 > limit {
+        return Err(fault(arena, end.saturating_sub(1), Reason::TooLong));
+    }
+    debug_assert!(at % PAGE_SIZE + 4 * count as u64 <= PAGE_SIZE);
+    arena.resize(end + count, 0);
+    let room = arena.get_mut(end..).unwrap_or_default();
+    let there = match target {
+        Target::Global(_) => u32::try_from(at).is_ok_and(|at| source.global(GgttAddr(at), room)),
+        Target::Process(_) => source.process(gvt_defs::pte::strip(at), room),
+    };
+    if there {
+        Ok(())
+    } else {
+        Err(fault(arena, end.saturating_sub(1), Reason::Unmapped))
+    }
+}

@@ -1,0 +1,245 @@
+//! The command audit: pure functions over copies of what a guest wants the GPU to run. A copy is walked once; what
+//! a guest may not do is put right in the copy where that is harmless, or refused with the place and the reason
+//! (design D7, D8, D9). Nothing here touches guest memory: the caller copies in, and runs only what came out.
+//!
+//! On RCS, VCS and VECS a process (PPGTT) batch runs unread: the hardware makes its privileged commands no-ops. On
+//! Gen9 the blitter does not police register writes (CVE-2019-0155), so its batches are copied and audited too, and
+//! run from the copy in the global space; what the hardware would make a no-op is made one here.
+
+mod batch;
+mod registers;
+mod table;
+mod walk;
+
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod tests;
+
+pub use batch::Source;
+pub use registers::{ContextRegisters, UNSAVED};
+
+use crate::gtt::Partition;
+use arrayvec::ArrayVec;
+use batch::Pending;
+use core::fmt;
+use gvt_defs::context::CACHELINE;
+use gvt_defs::{Engine, GgttAddr};
+use table::Tables;
+use walk::{Progress, Stream};
+
+/// Batches copied in one submission, and register writes handed back.
+const MANY: usize = 64;
+
+/// Why a submission is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// The engine has no such command.
+    Unknown,
+    /// The command is longer than what is left of the buffer.
+    Truncated,
+    /// The command must have another length.
+    Length,
+    /// A guest may not use the command here.
+    Forbidden,
+    /// A global address outside the vGPU's partition.
+    Address,
+    /// An offset outside the status page.
+    Index,
+    /// More batches than are copied in one submission.
+    TooManyBatches,
+    /// More commands than are copied in one submission.
+    TooLong,
+    /// A batch lies where the guest has mapped nothing.
+    Unmapped,
+}
+
+/// A submission that must not run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AuditFault {
+    /// Dwords from the beginning of the buffer that was audited.
+    pub offset: u32,
+    /// The command's header.
+    pub header: u32,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+impl fmt::Display for AuditFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = match self.reason {
+            Reason::Unknown => "unknown command",
+            Reason::Truncated => "command runs past the end",
+            Reason::Length => "command of a wrong length",
+            Reason::Forbidden => "command not for guests here",
+            Reason::Address => "address outside the vGPU's graphics memory",
+            Reason::Index => "offset outside the status page",
+            Reason::TooManyBatches => "too many privileged batches",
+            Reason::TooLong => "batch too long",
+            Reason::Unmapped => "batch in unmapped memory",
+        };
+        write!(
+            f,
+            "{reason}: {:#010x} at dword {:#x}",
+            self.header, self.offset
+        )
+    }
+}
+
+/// What the audit saw.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Summary {
+    /// Commands walked.
+    pub commands: u32,
+    /// Dwords walked.
+    pub dwords: u32,
+    /// Commands turned into no-ops.
+    pub blanked: u32,
+    /// Register writes that were dropped.
+    pub dropped: u32,
+    /// MI_USER_INTERRUPTs that will be raised.
+    pub user_interrupts: u32,
+    /// Flushes that will notify.
+    pub notifies: u32,
+    /// Batches copied.
+    pub batches: u32,
+}
+
+/// The audit of one submission of one context.
+#[derive(Debug)]
+pub struct Audit<'a> {
+    engine: Engine,
+    tables: &'static Tables,
+    partition: &'a Partition,
+    summary: Summary,
+    pending: ArrayVec<Pending, MANY>,
+    /// Batch starts in the ring: dword of the header, where the copy lies.
+    patches: ArrayVec<(u32, GgttAddr), MANY>,
+    dropped: ArrayVec<(u32, u32), MANY>,
+}
+
+impl<'a> Audit<'a> {
+    /// Nothing seen yet.
+    pub fn new(engine: Engine, partition: &'a Partition) -> Self {
+        Self {
+            engine,
+            tables: Tables::of(engine),
+            partition,
+            summary: Summary::default(),
+            pending: ArrayVec::new(),
+            patches: ArrayVec::new(),
+            dropped: ArrayVec::new(),
+        }
+    }
+
+    /// Audits a copy of the ring between head and tail, in one piece.
+    ///
+    /// # Errors
+    /// The first command that must not run.
+    pub fn ring(&mut self, dwords: &mut [u32]) -> Result<(), AuditFault> {
+        self.whole(dwords, Stream::Ring).map(|_| ())
+    }
+
+    /// Audits a copy of the batch that runs at each restore of a render context (INDIRECT_CTX). It has no end mark.
+    ///
+    /// # Errors
+    /// The first command that must not run.
+    pub fn indirect(&mut self, dwords: &mut [u32]) -> Result<(), AuditFault> {
+        self.whole(dwords, Stream::Indirect)?;
+        walk::leave_arbitration_on(self.tables, dwords);
+        Ok(())
+    }
+
+    /// Audits a copy of the batch that runs after it (BB_PER_CTX_PTR); returns how many dwords of it count. Those
+    /// must be run from a copy, which then ends with MI_BATCH_BUFFER_END.
+    ///
+    /// # Errors
+    /// The first command that must not run, or no end in `dwords`.
+    pub fn per_context(&mut self, dwords: &mut [u32]) -> Result<usize, AuditFault> {
+        let progress = self.walk(dwords, 0, Stream::PerContext)?;
+        if !progress.ended {
+            return Err(fault(dwords, progress.at, Reason::Truncated));
+        }
+        walk::leave_arbitration_on(
+            self.tables,
+            dwords.get_mut(..progress.at).unwrap_or_default(),
+        );
+        Ok(progress.at)
+    }
+
+    /// Audits the engine part of a context image: the register page from dword 0x50 on and the pages after it, in
+    /// one piece. Registers that do not belong there are dropped.
+    ///
+    /// # Errors
+    /// The first command that must not be there.
+    pub fn context(
+        &mut self,
+        dwords: &mut [u32],
+        registers: &ContextRegisters,
+    ) -> Result<(), AuditFault> {
+        self.whole(dwords, Stream::Image(registers)).map(|_| ())
+    }
+
+    /// Batches that must be copied before the ring can run.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Copies and audits the batches that are pending, and those that they start in turn. What ends up in `arena`
+    /// (at most `limit` dwords in all) must be written at `base`, and the ring [patched](Self::patch), before it runs.
+    ///
+    /// Every distinct start is copied once, so chains that go round end; on the GPU they go round, like any other
+    /// endless batch.
+    ///
+    /// # Errors
+    /// The first command that must not run.
+    pub fn copy_batches(
+        &mut self,
+        source: &mut dyn Source,
+        base: GgttAddr,
+        arena: &mut alloc::vec::Vec<u32>,
+        limit: usize,
+    ) -> Result<(), AuditFault> {
+        batch::copy_all(self, source, base, arena, limit)
+    }
+
+    /// Leads the ring's batch starts to the copies.
+    pub fn patch(&self, ring: &mut [u32]) {
+        for (at, target) in &self.patches {
+            if let Some(start) = ring.get_mut(*at as usize..) {
+                walk::redirect(start, *target);
+            }
+        }
+    }
+
+    /// What was seen so far.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// Register writes of privileged code that were dropped, with their values: what the guest's CPU might as well
+    /// have written through BAR0. The first few dozen; [`Summary::dropped`] counts all.
+    pub fn dropped(&self) -> &[(u32, u32)] {
+        &self.dropped
+    }
+
+    /// Walks a buffer that must hold whole commands.
+    fn whole(&mut self, dwords: &mut [u32], stream: Stream<'_>) -> Result<Progress, AuditFault> {
+        let progress = self.walk(dwords, 0, stream)?;
+        if !progress.ended && progress.at < dwords.len() {
+            return Err(fault(dwords, progress.at, Reason::Truncated));
+        }
+        Ok(progress)
+    }
+}
+
+fn fault(dwords: &[u32], at: usize, reason: Reason) -> AuditFault {
+    AuditFault {
+        offset: at as u32,
+        header: dwords.get(at).copied().unwrap_or(0),
+        reason,
+    }
+}
+
+/// Dwords in a cache line: copies begin at one.
+const LINE: usize = CACHELINE as usize / 4;
