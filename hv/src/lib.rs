@@ -23,6 +23,7 @@ mod monitor;
 pub mod nested;
 pub mod paging;
 pub mod panic;
+pub mod pci;
 pub mod percpu;
 pub mod phys;
 pub mod power;

@@ -1,0 +1,248 @@
+//! The machine as a whole: its VMs, the physical device's service, and how a run starts and ends.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hv_defs::Nanos;
+use hv_dev::pci::PciFunction;
+use spin::Once;
+
+use crate::frame::Placement;
+use crate::load::{Bundle, Config, Source, VmConfig};
+use crate::percpu::{self, CpuId};
+use crate::power::{self, Exit};
+use crate::svm::Svm;
+use crate::vendor::{Extension, Missing};
+use crate::vm::{BundleLoader, OutOfMemory, Status, Vm, VmId, VmSetup};
+use crate::{console, cpus, run, say, smp};
+
+/// A driver of a physical device that guests share (the mediator): called from the run loop of the first CPU, never in
+/// interrupt context.
+pub trait DeviceService: Sync {
+    /// The device raised its interrupt.
+    fn interrupt(&self, now: Nanos);
+    /// The deadline that the last call gave has passed, or `request_poll` was called. Gives the next deadline.
+    fn poll(&self, now: Nanos) -> Option<Nanos>;
+}
+
+/// When Prism ends by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Ending {
+    /// Never: the monitor stays.
+    #[default]
+    Interactive,
+    /// When every guest has stopped.
+    Once,
+}
+
+/// What the machine is built from.
+pub struct MachineSetup {
+    /// The VMs.
+    pub vms: Vec<VmSetup>,
+    /// The physical device's service.
+    pub service: Option<&'static dyn DeviceService>,
+    /// When to end.
+    pub ending: Ending,
+}
+
+/// Why the machine cannot start, as one line for the user.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LaunchError {
+    /// No usable virtualization extension.
+    Missing(Missing),
+    /// A VM does not fit.
+    Memory {
+        /// Its name.
+        name: String,
+        /// What it needs.
+        needs: OutOfMemory,
+    },
+}
+
+impl fmt::Display for LaunchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(missing) => missing.fmt(f),
+            Self::Memory { name, needs } => write!(
+                f,
+                "prism.toml: vm \"{name}\", field memory_mib: {} MiB in one piece are not free on this machine; lower it",
+                needs.needs_mib
+            ),
+        }
+    }
+}
+
+impl LaunchError {
+    /// The exit status for it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Missing(_) => Exit::Machine,
+            Self::Memory { .. } => Exit::Memory,
+        }
+    }
+}
+
+/// The running machine.
+pub struct Machine {
+    vms: Vec<Vm>,
+    service: Option<&'static dyn DeviceService>,
+    ending: Ending,
+    poll: AtomicBool,
+}
+
+static MACHINE: Once<Machine> = Once::new();
+
+/// The VMs' part of `prism.toml` as setups. `functions` gives the PCI functions of a VM, and the bytes of their BARs that
+/// may be mapped page by page.
+pub fn setups<S: Source + Send + Sync + 'static>(
+    bundle: Bundle<S>,
+    config: &Config,
+    wall_clock: u64,
+    mut functions: impl FnMut(VmId, &VmConfig) -> (Vec<(u8, Box<dyn PciFunction>)>, u64),
+) -> Vec<VmSetup> {
+    let bundle = alloc::sync::Arc::new(bundle);
+    let mut placer = Placer::default();
+    let numbered = (1..).map(VmId).zip(&config.vm);
+    numbered
+        .map(|(id, vm)| {
+            let (functions, mapped_bars) = functions(id, vm);
+            VmSetup {
+                id,
+                name: vm.name.clone(),
+                memory: vm.memory_mib << 20,
+                cpus: placer.place(vm),
+                functions,
+                mapped_bars,
+                // One guest low, the next high: 64-bit addresses are met early.
+                placement: if id.0 % 2 == 1 {
+                    Placement::Low
+                } else {
+                    Placement::High
+                },
+                loader: Box::new(BundleLoader {
+                    bundle: bundle.clone(),
+                    config: vm.clone(),
+                }),
+                on_crash: vm.on_crash,
+                wall_clock,
+            }
+        })
+        .collect()
+}
+
+/// Chooses physical CPUs in turn, so that load spreads.
+#[derive(Default)]
+struct Placer {
+    next: u32,
+}
+
+impl Placer {
+    fn place(&mut self, vm: &VmConfig) -> Vec<CpuId> {
+        let count = percpu::count().max(1);
+        (0..vm.vcpus as usize)
+            .map(|index| {
+                let chosen = vm.cpus.get(index).copied().filter(|cpu| *cpu < count);
+                CpuId(chosen.unwrap_or_else(|| {
+                    self.next += 1;
+                    (self.next - 1) % count
+                }))
+            })
+            .collect()
+    }
+}
+
+/// Builds the VMs and runs them on all CPUs. Comes back only if it cannot start.
+pub fn launch(setup: MachineSetup) -> LaunchError {
+    match Svm::probe() {
+        Ok(()) => launch_on::<Svm>(setup),
+        Err(missing) => LaunchError::Missing(missing),
+    }
+}
+
+fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
+    say!("virtualization: {}", E::NAME);
+    hv_emu::warm_up();
+    let mut vms = Vec::new();
+    for vm in setup.vms {
+        let name = vm.name.clone();
+        match Vm::new(vm, E::nested) {
+            Ok(vm) => vms.push(vm),
+            Err(needs) => return LaunchError::Memory { name, needs },
+        }
+    }
+    let poll = AtomicBool::new(true);
+    let machine = MACHINE.call_once(|| Machine {
+        vms,
+        service: setup.service,
+        ending: setup.ending,
+        poll,
+    });
+    for vm in &machine.vms {
+        console::add_vm(vm.id().0, vm.name());
+        let memory = vm.memory().slots();
+        let (low, high) = (memory.first(), memory.last());
+        say!(
+            "vm {} ({}): {} vCPUs on CPUs {:?}, RAM from {:#x} and {:#x} of the host",
+            vm.id().0,
+            vm.name(),
+            vm.cpus().len(),
+            vm.cpus().iter().map(|cpu| cpu.0).collect::<Vec<_>>(),
+            low.map_or(0, |slot| slot.hpa().0),
+            high.map_or(0, |slot| slot.hpa().0)
+        );
+    }
+    smp::start(run::enter::<E>)
+}
+
+/// The machine, once it is launched.
+pub(crate) fn get() -> Option<&'static Machine> {
+    MACHINE.get()
+}
+
+/// A VM by its number.
+pub fn vm(id: VmId) -> Option<&'static Vm> {
+    MACHINE.get()?.vms.iter().find(|vm| vm.id() == id)
+}
+
+/// Makes the first CPU call `DeviceService::poll` soon: the service's next deadline came nearer. From any CPU.
+pub fn request_poll() {
+    if let Some(machine) = MACHINE.get() {
+        machine.poll.store(true, Ordering::SeqCst);
+        cpus::nudge(CpuId(0));
+    }
+}
+
+impl Machine {
+    /// The VMs.
+    pub fn vms(&'static self) -> &'static [Vm] {
+        &self.vms
+    }
+
+    /// The physical device's service.
+    pub fn service(&self) -> Option<&'static dyn DeviceService> {
+        self.service
+    }
+
+    /// Whether `poll` was requested since the last call.
+    pub(crate) fn take_poll(&self) -> bool {
+        self.poll.load(Ordering::SeqCst) && self.poll.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether `poll` is requested.
+    pub(crate) fn wants_poll(&self) -> bool {
+        self.poll.load(Ordering::SeqCst)
+    }
+
+    /// Ends the run if every guest has stopped and that is what was asked.
+    pub(crate) fn end_if_done(&'static self) {
+        if self.ending == Ending::Once && self.vms.iter().all(Vm::is_stopped) {
+            crate::monitor::print_stats(self);
+            let well = self.vms.iter().all(|vm| vm.status() == Status::Off);
+            say!("every guest has stopped");
+            power::exit(if well { Exit::Success } else { Exit::Guest });
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The monitor's commands, and the statistics that it prints.
+
+use crate::console::Command;
+use crate::machine::Machine;
+use crate::stats::Nobody;
+use crate::vm::{Request, Vm, VmId};
+use crate::{say, time};
+
+/// Carries out one command.
+pub(crate) fn execute(machine: &'static Machine, command: Command) {
+    match command {
+        Command::Vms => print_vms(machine),
+        Command::Stats => print_stats(machine),
+        Command::Reset(number) => ask(machine, number, Request::Reset),
+        Command::Kill(number) => ask(machine, number, Request::Kill),
+        Command::Help => {
+            say!("vms        what each guest is doing");
+            say!("stats      exits by reason, time, unanswered accesses");
+            say!("reset N    start guest N again from its kernel");
+            say!("kill N     stop guest N");
+            say!(
+                "help       this text; Ctrl-] N goes to the console of guest N, Ctrl-] m comes back"
+            );
+        }
+    }
+}
+
+fn ask(machine: &'static Machine, number: u8, request: Request) {
+    match machine.vms().iter().find(|vm| vm.id() == VmId(number)) {
+        Some(vm) => vm.request(request),
+        None => say!("there is no guest {number}; `vms` lists them"),
+    }
+}
+
+fn print_vms(machine: &'static Machine) {
+    for vm in machine.vms() {
+        say!(
+            "vm {} ({}): {:?}, {} vCPUs, {} resets, {} crashes, {} exits",
+            vm.id().0,
+            vm.name(),
+            vm.status(),
+            vm.cpus().len(),
+            vm.resets(),
+            vm.crashes(),
+            vm.stats().total()
+        );
+    }
+}
+
+/// A table for people, then `@stat` lines for programs.
+pub(crate) fn print_stats(machine: &'static Machine) {
+    for vm in machine.vms() {
+        print_table(vm);
+    }
+    for vm in machine.vms() {
+        print_lines(vm);
+    }
+}
+
+fn print_table(vm: &Vm) {
+    let stats = vm.stats();
+    let hz = time::tsc_hz().max(1);
+    let milliseconds = |ticks: u64| (u128::from(ticks) * 1000 / u128::from(hz)) as u64;
+    say!(
+        "vm {} ({}): {} exits, {} interrupts, {} ms in the guest",
+        vm.id().0,
+        vm.name(),
+        stats.total(),
+        stats.interrupts(),
+        milliseconds(stats.guest_ticks())
+    );
+    say!(
+        "  {:<16} {:>10} {:>8} {:>8}",
+        "reason",
+        "exits",
+        "ms",
+        "ns each"
+    );
+    for (name, count, ticks) in stats.rows() {
+        let each = u128::from(ticks) * 1_000_000_000 / u128::from(hz) / u128::from(count.max(1));
+        say!(
+            "  {name:<16} {count:>10} {:>8} {each:>8}",
+            milliseconds(ticks)
+        );
+    }
+    for (kind, place, count) in stats.unanswered() {
+        let what = match kind {
+            Nobody::Port => "port",
+            Nobody::Memory => "memory",
+            Nobody::Msr => "MSR",
+        };
+        say!("  nobody answered {what} {place:#x}: {count} times");
+    }
+    if stats.unanswered_elsewhere() > 0 {
+        say!("  and {} accesses elsewhere", stats.unanswered_elsewhere());
+    }
+}
+
+fn print_lines(vm: &Vm) {
+    let (id, stats) = (vm.id().0, vm.stats());
+    for (name, count, ticks) in stats.rows() {
+        say!("@stat vm={id} reason={name} count={count} ticks={ticks}");
+    }
+    say!(
+        "@stat vm={id} total={} interrupts={} guest_ticks={} resets={} crashes={} status={:?} unanswered={}",
+        stats.total(),
+        stats.interrupts(),
+        stats.guest_ticks(),
+        vm.resets(),
+        vm.crashes(),
+        vm.status(),
+        stats.unanswered().map(|row| row.2).sum::<u64>() + stats.unanswered_elsewhere()
+    );
+}

@@ -1,0 +1,295 @@
+//! The run loop: one on each physical CPU, for the virtual CPUs that live there.
+
+use alloc::vec::Vec;
+
+use hv_defs::Nanos;
+
+use crate::console::{self, Event};
+use crate::irq::{self, Pending};
+use crate::machine::{self, Machine};
+use crate::percpu::{self, CpuId};
+use crate::vcpu::{Followed, Vcpu};
+use crate::vendor::{Exit, Extension, VirtualCpu};
+use crate::vm::Vm;
+use crate::{apic, cpus, exits, fpu, monitor, power, say, time};
+
+/// How long a virtual CPU runs while another waits for the same physical CPU.
+const SLICE: u64 = 5_000_000;
+
+/// Where every CPU starts once the machine is built.
+pub(crate) fn enter<E: Extension>() -> ! {
+    let Some(machine) = machine::get() else {
+        power::halt()
+    };
+    fpu::enable();
+    if !fpu::fits() {
+        say!(
+            "CPU {}: its XSAVE area is larger than Prism provides for",
+            percpu::current().0
+        );
+        power::exit(power::Exit::Machine)
+    }
+    let extension = match E::enable() {
+        Ok(extension) => extension,
+        Err(missing) => {
+            say!("CPU {}: {missing}", percpu::current().0);
+            power::exit(power::Exit::Machine)
+        }
+    };
+    match Runner::new(machine, extension) {
+        Some(mut runner) => runner.run(),
+        None => {
+            say!(
+                "CPU {}: no memory for its virtual CPUs",
+                percpu::current().0
+            );
+            power::exit(power::Exit::Memory)
+        }
+    }
+}
+
+/// One physical CPU.
+struct Runner<E: Extension> {
+    machine: &'static Machine,
+    extension: E,
+    cpu: CpuId,
+    vcpus: Vec<Vcpu<E::Vcpu>>,
+    /// Whose FPU and debug registers are in the CPU.
+    loaded: Option<usize>,
+    /// VMs whose timers this CPU runs.
+    home: Vec<&'static Vm>,
+    /// What the timer is set to.
+    armed: Option<Nanos>,
+    service_deadline: Option<Nanos>,
+    slice_end: Nanos,
+}
+
+/// Whether the CPU goes on with the same virtual CPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Again,
+    Yield,
+}
+
+impl<E: Extension> Runner<E> {
+    fn new(machine: &'static Machine, extension: E) -> Option<Self> {
+        let cpu = percpu::current();
+        let mut vcpus = Vec::new();
+        for vm in machine.vms() {
+            for index in (0..vm.cpus().len()).filter(|index| vm.cpus().get(*index) == Some(&cpu)) {
+                vcpus.push(Vcpu::new(vm, index, vcpus.len() as u16 + 1)?);
+            }
+        }
+        let home = machine.vms().iter().filter(|vm| vm.home() == cpu).collect();
+        Some(Self {
+            machine,
+            extension,
+            cpu,
+            vcpus,
+            loaded: None,
+            home,
+            armed: None,
+            service_deadline: None,
+            slice_end: Nanos(0),
+        })
+    }
+
+    fn run(&mut self) -> ! {
+        let mut next = 0;
+        loop {
+            self.serve(irq::take());
+            let Some(chosen) = self.choose(next) else {
+                self.sleep();
+                continue;
+            };
+            next = chosen + 1;
+            self.load(chosen);
+            self.slice_end = Nanos(time::now().0.saturating_add(SLICE));
+            while self.turn(chosen) == Turn::Again {}
+        }
+    }
+
+    /// The next virtual CPU that has something to do, from `from` on in a circle.
+    fn choose(&mut self, from: usize) -> Option<usize> {
+        let (now, tsc) = (time::now(), time::tsc());
+        let count = self.vcpus.len();
+        for index in (0..count).map(|n| (from + n) % count) {
+            let vcpu = self.vcpus.get_mut(index)?;
+            if vcpu.is_asked()
+                && vcpu.follow() == Followed::StartedOver
+                && self.loaded == Some(index)
+            {
+                self.loaded = None;
+            }
+            let vcpu = self.vcpus.get(index)?;
+            if vcpu.is_runnable(now, tsc) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// Whether a virtual CPU other than `current` has something to do.
+    fn others_wait(&self, current: usize, now: Nanos, tsc: u64) -> bool {
+        let others = self
+            .vcpus
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != current);
+        self.vcpus.len() > 1
+            && others
+                .into_iter()
+                .any(|(_, vcpu)| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+    }
+
+    /// Puts a virtual CPU's FPU and debug registers into the CPU.
+    fn load(&mut self, index: usize) {
+        if self.loaded == Some(index) {
+            return;
+        }
+        if let Some(old) = self.loaded.and_then(|old| self.vcpus.get_mut(old)) {
+            old.guest.save();
+        }
+        if let Some(new) = self.vcpus.get(index) {
+            new.guest.load();
+        }
+        self.loaded = Some(index);
+    }
+
+    /// One entry into the guest, and what follows.
+    fn turn(&mut self, index: usize) -> Turn {
+        let (now, tsc) = (time::now(), time::tsc());
+        for vm in &self.home {
+            vm.tick(now);
+        }
+        let others_wait = self.others_wait(index, now, tsc);
+        if others_wait && now >= self.slice_end {
+            return Turn::Yield;
+        }
+        let Some(vcpu) = self.vcpus.get_mut(index) else {
+            return Turn::Yield;
+        };
+        if vcpu.is_asked() || !vcpu.prepare(now, tsc) {
+            return Turn::Yield;
+        }
+        let slice = others_wait.then_some(self.slice_end);
+        self.arm(slice, now);
+        let Some(vcpu) = self.vcpus.get_mut(index) else {
+            return Turn::Yield;
+        };
+        cpus::entering(vcpu.vm.id());
+        vcpu.flush_if_stale();
+        if vcpu.must_look_again() {
+            cpus::returned();
+            return if vcpu.is_asked() {
+                Turn::Yield
+            } else {
+                Turn::Again
+            };
+        }
+        let before = time::tsc();
+        let exit = vcpu.hw.run(&mut self.extension);
+        cpus::returned();
+        let after = time::tsc();
+        vcpu.vm.stats().ran(after.wrapping_sub(before));
+        vcpu.trace.push(after, vcpu.hw.rip(), exit);
+        let reason = exits::handle(vcpu, exit);
+        let pending = if exit == Exit::HostInterrupt {
+            irq::poll()
+        } else {
+            irq::take()
+        };
+        let vm = vcpu.vm;
+        self.serve(pending);
+        vm.stats().exit(reason, time::tsc().wrapping_sub(after));
+        Turn::Again
+    }
+
+    /// Nothing to run: sleep until a deadline or an interrupt.
+    fn sleep(&mut self) {
+        let now = time::now();
+        for vm in &self.home {
+            vm.tick(now);
+        }
+        self.arm(None, now);
+        cpus::sleeping();
+        let (now, tsc) = (time::now(), time::tsc());
+        let awake = self
+            .vcpus
+            .iter()
+            .any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+            || (self.cpu == CpuId(0) && self.machine.wants_poll());
+        let pending = if awake { irq::take() } else { irq::wait() };
+        cpus::returned();
+        self.serve(pending);
+    }
+
+    /// Sets the timer to the earliest thing that this CPU waits for.
+    fn arm(&mut self, slice: Option<Nanos>, now: Nanos) {
+        let timers = self.vcpus.iter().filter_map(Vcpu::deadline);
+        let chipsets = self.home.iter().filter_map(|vm| vm.chipset_deadline());
+        let console = if self.cpu == CpuId(0) {
+            console::deadline(now)
+        } else {
+            None
+        };
+        let rest = slice
+            .into_iter()
+            .chain(self.service_deadline)
+            .chain(console);
+        let earliest = timers.chain(chipsets).chain(rest).min();
+        if earliest == self.armed {
+            return;
+        }
+        self.armed = earliest;
+        match earliest {
+            Some(deadline) => apic::arm(deadline),
+            None => apic::disarm(),
+        }
+    }
+
+    /// What is to be done for the machine, whichever virtual CPU runs.
+    fn serve(&mut self, pending: Pending) {
+        if pending.contains(Pending::STOP) {
+            power::halt();
+        }
+        if pending.contains(Pending::TIMER) {
+            self.armed = None;
+        }
+        for vm in &self.home {
+            vm.carry_out();
+        }
+        if self.cpu == CpuId(0) {
+            self.serve_machine(pending);
+        }
+    }
+
+    /// The first CPU's duties: the physical device, the console, the end of the run.
+    fn serve_machine(&mut self, pending: Pending) {
+        let now = time::now();
+        if let Some(service) = self.machine.service() {
+            let interrupted = pending.contains(Pending::DEVICE) && irq::take_devices() != 0;
+            if interrupted {
+                service.interrupt(now);
+            }
+            let due = self
+                .service_deadline
+                .is_some_and(|deadline| deadline <= now);
+            if self.machine.take_poll() || due || interrupted {
+                self.service_deadline = service.poll(now);
+            }
+        }
+        let machine = self.machine;
+        if pending.intersects(Pending::CONSOLE | Pending::TIMER | Pending::KICK) {
+            console::poll(now, &mut |event| match event {
+                Event::Input { vm, byte } => {
+                    if let Some(vm) = machine::vm(crate::vm::VmId(vm)) {
+                        vm.console_input(byte);
+                    }
+                }
+                Event::Command(command) => monitor::execute(machine, command),
+            });
+        }
+        machine.end_if_done();
+    }
+}

@@ -1,0 +1,571 @@
+//! One virtual CPU as a control block.
+
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+use hv_defs::regs::{self, Efer, Rflags};
+use hv_defs::svm::{Segment, Vmcb, event, exit, ioio, misc1, misc2, npf, vintr};
+use hv_defs::{Frame, Gpa, Width, msr, svm as defs};
+use hv_emu::{Bitness, Registers};
+
+use super::Svm;
+use super::entry::{self, Gprs};
+use super::permissions;
+use crate::frame::{self, OwnerId};
+use crate::phys;
+use crate::vendor::{Direction, Event, Exit, Setup, Start, VirtualCpu, Window};
+use crate::x86;
+
+/// Exceptions that exit: #DB and #AC, as a guest can make their delivery loop for ever, and #MC.
+const WATCHED: u32 = 1 << regs::vector::DB | 1 << regs::vector::AC | 1 << regs::vector::MC;
+const INTERCEPTS_1: u32 = misc1::INTR
+    | misc1::NMI
+    | misc1::SMI
+    | misc1::INIT
+    | misc1::RDPMC
+    | misc1::CPUID
+    | misc1::RSM
+    | misc1::INVD
+    | misc1::HLT
+    | misc1::INVLPGA
+    | misc1::IOIO_PROT
+    | misc1::MSR_PROT
+    | misc1::TASK_SWITCH
+    | misc1::FERR_FREEZE
+    | misc1::SHUTDOWN;
+const INTERCEPTS_2: u32 = misc2::VMRUN
+    | misc2::VMMCALL
+    | misc2::VMLOAD
+    | misc2::VMSAVE
+    | misc2::STGI
+    | misc2::CLGI
+    | misc2::SKINIT
+    | misc2::WBINVD
+    | misc2::MONITOR
+    | misc2::MWAIT
+    | misc2::XSETBV;
+const CR8: u16 = 1 << 8;
+const MOVE_TO_CR8: u64 = 0x18;
+
+/// A virtual CPU on AMD-V.
+pub struct SvmVcpu {
+    block: Block,
+    gprs: Gprs,
+    nmi: NmiState,
+    next_rip: bool,
+    flush_always: bool,
+}
+
+/// Whether NMIs are blocked: SVM tells of the IRET that unblocks them before it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum NmiState {
+    Open,
+    Blocked,
+    /// The IRET at this RIP is about to run.
+    Returning(u64),
+}
+
+impl VirtualCpu for SvmVcpu {
+    type Extension = Svm;
+
+    fn new(setup: &Setup) -> Option<Self> {
+        let permissions = permissions::get()?;
+        let mut block = Block::new()?;
+        let tags = x86::cpuid(defs::CPUID_SVM, 0).ebx.clamp(2, 0xFFFF) as u16;
+        let control = &mut block.control;
+        control.intercept_exceptions = WATCHED;
+        control.intercept_misc1 = INTERCEPTS_1;
+        control.intercept_misc2 = INTERCEPTS_2;
+        control.iopm_base_pa = permissions.io.0;
+        control.msrpm_base_pa = permissions.msr.0;
+        control.guest_asid = 1 + u32::from(setup.tag.saturating_sub(1) % (tags - 1));
+        control.vintr = vintr::V_INTR_MASKING;
+        control.np_enable = defs::NP_ENABLE;
+        control.n_cr3 = setup.nested_root.0;
+        let next_rip = x86::cpuid(defs::CPUID_SVM, 0).edx & defs::FEATURE_NRIPS != 0;
+        let flush_always = setup.tag >= tags;
+        Some(Self {
+            block,
+            gprs: Gprs::default(),
+            nmi: NmiState::Open,
+            next_rip,
+            flush_always,
+        })
+    }
+
+    fn start(&mut self, start: Start) {
+        self.reset();
+        match start {
+            Start::Real { vector } => {
+                let save = &mut self.block.save;
+                save.cs.selector = u16::from(vector) << 8;
+                save.cs.base = u64::from(vector) << 12;
+            }
+            Start::Long {
+                rip,
+                rsi,
+                rsp,
+                cr3,
+                gdt,
+                gdt_limit,
+            } => {
+                self.gprs.0[6] = rsi;
+                let save = &mut self.block.save;
+                (save.rip, save.rsp, save.cr3) = (rip, rsp, cr3);
+                save.gdtr = Segment {
+                    limit: u32::from(gdt_limit),
+                    base: gdt.0,
+                    ..Segment::default()
+                };
+                save.cs = Segment {
+                    selector: 0x10,
+                    attrib: 0xA9B,
+                    limit: u32::MAX,
+                    base: 0,
+                };
+                let data = Segment {
+                    selector: 0x18,
+                    attrib: 0xC93,
+                    limit: u32::MAX,
+                    base: 0,
+                };
+                (save.ds, save.es, save.ss) = (data, data, data);
+                (save.fs, save.gs) = (data, data);
+                save.efer = (Efer::SVME | Efer::LME | Efer::LMA).bits();
+                save.cr0 = 0x8000_0011;
+                save.cr4 = 0x20;
+            }
+        }
+    }
+
+    fn run(&mut self, svm: &mut Svm) -> Exit {
+        if self.flush_always {
+            self.flush_tlb();
+        }
+        // SAFETY: 1. `svm` exists: SVM is on and the save area set on this CPU. 2. The block was built by `new`, whose
+        // nested tables map only what the VM owns; `&mut self` says that no other CPU uses it. 3. `svm.host` is filled.
+        // 4. Root mode runs with interrupts off (see `irq`).
+        unsafe { entry::enter(self.block.frame.hpa().0, &raw mut self.gprs, svm.host().0) };
+        self.block.control.tlb_control = 0;
+        self.requeue();
+        if let NmiState::Returning(rip) = self.nmi
+            && rip != self.block.save.rip
+        {
+            self.nmi = NmiState::Open;
+        }
+        self.decode()
+    }
+
+    fn registers(&self) -> Registers {
+        let save = &self.block.save;
+        let segment = |s: &Segment| hv_emu::Segment {
+            base: s.base,
+            limit: s.limit,
+        };
+        let mut gpr = self.gprs.0;
+        (gpr[0], gpr[4]) = (save.rax, save.rsp);
+        let long = save.efer & Efer::LMA.bits() != 0;
+        Registers {
+            gpr,
+            rip: save.rip,
+            rflags: save.rflags,
+            cr0: save.cr0,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer,
+            cpl: save.cpl,
+            bitness: match (
+                long && save.cs.attrib & 0x200 != 0,
+                save.cs.attrib & 0x400 != 0,
+            ) {
+                (true, _) => Bitness::Bits64,
+                (false, true) => Bitness::Bits32,
+                (false, false) => Bitness::Bits16,
+            },
+            cs: segment(&save.cs),
+            ds: segment(&save.ds),
+            es: segment(&save.es),
+            ss: segment(&save.ss),
+            fs: segment(&save.fs),
+            gs: segment(&save.gs),
+        }
+    }
+
+    fn retire(&mut self, registers: &Registers) {
+        self.gprs.0 = registers.gpr;
+        let save = &mut self.block.save;
+        (save.rax, save.rsp) = (registers.gpr[0], registers.gpr[4]);
+        (save.rip, save.rflags) = (registers.rip, registers.rflags);
+        self.block.control.interrupt_shadow = 0;
+    }
+
+    fn skip(&mut self, length: u8) {
+        let long = self.registers().bitness == Bitness::Bits64;
+        let save = &mut self.block.save;
+        let next = save.rip.wrapping_add(u64::from(length));
+        save.rip = if long { next } else { next & 0xFFFF_FFFF };
+        self.block.control.interrupt_shadow = 0;
+    }
+
+    fn instruction_length(&self) -> Option<u8> {
+        self.next_rip
+            .then(|| self.length_to(self.block.control.nrip))
+            .flatten()
+    }
+
+    fn gpr(&self, number: u8) -> u64 {
+        match number {
+            0 => self.block.save.rax,
+            4 => self.block.save.rsp,
+            _ => self.gprs.0.get(usize::from(number)).copied().unwrap_or(0),
+        }
+    }
+
+    fn set_gpr(&mut self, number: u8, value: u64) {
+        match number {
+            0 => self.block.save.rax = value,
+            4 => self.block.save.rsp = value,
+            _ => {
+                if let Some(gpr) = self.gprs.0.get_mut(usize::from(number)) {
+                    *gpr = value;
+                }
+            }
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        self.block.save.rip
+    }
+
+    fn set_cr2(&mut self, value: u64) {
+        self.block.save.cr2 = value;
+    }
+
+    fn cr4(&self) -> u64 {
+        self.block.save.cr4
+    }
+
+    fn efer(&self) -> u64 {
+        self.block.save.efer & !Efer::SVME.bits()
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.block.save.efer = value | Efer::SVME.bits();
+    }
+
+    fn pat(&self) -> u64 {
+        self.block.save.g_pat
+    }
+
+    fn set_pat(&mut self, value: u64) {
+        self.block.save.g_pat = value;
+    }
+
+    fn native_msr(&self, msr: u32) -> Option<u64> {
+        let save = &self.block.save;
+        Some(match msr {
+            msr::IA32_SYSENTER_CS => save.sysenter_cs,
+            msr::IA32_SYSENTER_ESP => save.sysenter_esp,
+            msr::IA32_SYSENTER_EIP => save.sysenter_eip,
+            msr::STAR => save.star,
+            msr::LSTAR => save.lstar,
+            msr::CSTAR => save.cstar,
+            msr::SFMASK => save.sfmask,
+            msr::FS_BASE => save.fs.base,
+            msr::GS_BASE => save.gs.base,
+            msr::KERNEL_GS_BASE => save.kernel_gs_base,
+            _ => return None,
+        })
+    }
+
+    fn set_native_msr(&mut self, msr: u32, value: u64) -> Option<()> {
+        let save = &mut self.block.save;
+        let place = match msr {
+            msr::IA32_SYSENTER_CS => &mut save.sysenter_cs,
+            msr::IA32_SYSENTER_ESP => &mut save.sysenter_esp,
+            msr::IA32_SYSENTER_EIP => &mut save.sysenter_eip,
+            msr::STAR => &mut save.star,
+            msr::LSTAR => &mut save.lstar,
+            msr::CSTAR => &mut save.cstar,
+            msr::SFMASK => &mut save.sfmask,
+            msr::FS_BASE => &mut save.fs.base,
+            msr::GS_BASE => &mut save.gs.base,
+            msr::KERNEL_GS_BASE => &mut save.kernel_gs_base,
+            _ => return None,
+        };
+        *place = value;
+        Some(())
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.block.control.tsc_offset = offset;
+    }
+
+    fn cr8(&self) -> u8 {
+        (self.block.control.vintr & 0xF) as u8
+    }
+
+    fn set_cr8(&mut self, value: u8) {
+        let control = &mut self.block.control;
+        control.vintr = control.vintr & !vintr::V_TPR_MASK | u64::from(value & 0xF);
+    }
+
+    fn interruptible(&self) -> bool {
+        self.block.save.rflags & Rflags::IF.bits() != 0
+            && self.block.control.interrupt_shadow & defs::INTERRUPT_SHADOW == 0
+            && !self.event_queued()
+    }
+
+    fn nmi_allowed(&self) -> bool {
+        self.nmi == NmiState::Open
+            && self.block.control.interrupt_shadow & defs::INTERRUPT_SHADOW == 0
+            && !self.event_queued()
+    }
+
+    fn event_queued(&self) -> bool {
+        self.block.control.event_inj & event::VALID != 0
+    }
+
+    fn inject(&mut self, what: Event) {
+        let kind = |kind: u64| kind << event::TYPE_SHIFT | event::VALID;
+        self.block.control.event_inj = match what {
+            Event::Interrupt(vector) => kind(event::TYPE_INTR) | u64::from(vector),
+            Event::Nmi => {
+                self.nmi = NmiState::Blocked;
+                self.block.control.intercept_misc1 |= misc1::IRET;
+                kind(event::TYPE_NMI) | u64::from(regs::vector::NMI)
+            }
+            Event::Exception { vector, error_code } => {
+                let error = error_code.map_or(0, |code| {
+                    u64::from(code) << event::ERROR_CODE_SHIFT | event::ERROR_CODE_VALID
+                });
+                kind(event::TYPE_EXCEPTION) | u64::from(vector) | error
+            }
+        };
+    }
+
+    fn set_window(&mut self, window: Window) {
+        let control = &mut self.block.control;
+        control.vintr &= vintr::V_TPR_MASK | vintr::V_INTR_MASKING;
+        control.intercept_misc1 &= !misc1::VINTR;
+        control.intercept_cr_write &= !CR8;
+        match window {
+            Window::Closed => {}
+            Window::Interrupt => {
+                // A virtual interrupt that is never delivered: taking it exits first. Its priority has been checked.
+                control.vintr |= vintr::V_IRQ | vintr::V_INTR_PRIO_MASK | vintr::V_IGN_TPR;
+                control.intercept_misc1 |= misc1::VINTR;
+            }
+            Window::Priority { .. } => control.intercept_cr_write |= CR8,
+        }
+    }
+
+    fn flush_tlb(&mut self) {
+        self.block.control.tlb_control = defs::TLB_FLUSH_ALL;
+    }
+
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let (save, control) = (&self.block.save, &self.block.control);
+        writeln!(
+            out,
+            "cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x} rflags={:#x} cpl={}",
+            save.cr0, save.cr2, save.cr3, save.cr4, save.efer, save.rflags, save.cpl
+        )?;
+        writeln!(
+            out,
+            "exit={:#x} info1={:#x} info2={:#x} delivering={:#x} shadow={:#x} vintr={:#x}",
+            control.exit_code,
+            control.exit_info1,
+            control.exit_info2,
+            control.exit_int_info,
+            control.interrupt_shadow,
+            control.vintr
+        )?;
+        for (name, segment) in [
+            ("cs", &save.cs),
+            ("ss", &save.ss),
+            ("ds", &save.ds),
+            ("tr", &save.tr),
+        ] {
+            writeln!(
+                out,
+                "{name}={:#06x} base={:#x} limit={:#x} attributes={:#x}",
+                segment.selector, segment.base, segment.limit, segment.attrib
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl SvmVcpu {
+    /// State after INIT (APM volume 2, table 14-1); control-block settings of `new` stay.
+    fn reset(&mut self) {
+        self.gprs = Gprs::default();
+        self.gprs.0[2] = u64::from(x86::cpuid(1, 0).eax);
+        self.nmi = NmiState::Open;
+        let save = &mut self.block.save;
+        *save = Vmcb::zeroed().save;
+        let data = Segment {
+            selector: 0,
+            attrib: 0x93,
+            limit: 0xFFFF,
+            base: 0,
+        };
+        (save.ds, save.es, save.ss, save.fs, save.gs) = (data, data, data, data, data);
+        save.cs = Segment {
+            attrib: 0x9B,
+            ..data
+        };
+        save.ldtr = Segment {
+            attrib: 0x82,
+            ..data
+        };
+        save.tr = Segment {
+            attrib: 0x8B,
+            ..data
+        };
+        save.gdtr.limit = 0xFFFF;
+        save.idtr.limit = 0xFFFF;
+        save.efer = Efer::SVME.bits();
+        save.cr0 = regs::CR0_RESET;
+        save.rflags = Rflags::FIXED.bits();
+        (save.dr6, save.dr7) = (regs::DR6_RESET, regs::DR7_RESET);
+        save.g_pat = regs::PAT_RESET;
+        let control = &mut self.block.control;
+        control.interrupt_shadow = 0;
+        control.event_inj = 0;
+        control.vintr = vintr::V_INTR_MASKING;
+        control.intercept_misc1 = INTERCEPTS_1;
+        control.intercept_cr_write = 0;
+        control.tlb_control = defs::TLB_FLUSH_ALL;
+    }
+
+    /// Queues again what was being delivered when the exit came. INT n, INT3 and INTO run again by themselves, as RIP
+    /// still points at them.
+    fn requeue(&mut self) {
+        let control = &mut self.block.control;
+        let info = control.exit_int_info;
+        let vector = (info & event::VECTOR_MASK) as u8;
+        let by_instruction = match (info & event::TYPE_MASK) >> event::TYPE_SHIFT {
+            event::TYPE_SOFTWARE => true,
+            event::TYPE_EXCEPTION => matches!(vector, regs::vector::BP | regs::vector::OF),
+            _ => false,
+        };
+        let again =
+            info & event::VALID != 0 && !by_instruction && control.exit_code != exit::SHUTDOWN;
+        control.event_inj = if again { info } else { 0 };
+    }
+
+    fn decode(&mut self) -> Exit {
+        let control = &self.block.control;
+        let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
+        match code {
+            exit::INTR => Exit::HostInterrupt,
+            exit::NMI => Exit::HostNmi,
+            exit::VINTR => Exit::Window,
+            exit::CPUID => Exit::Cpuid,
+            exit::HLT => Exit::Hlt,
+            exit::MSR if info1 & 1 != 0 => Exit::Msr(Direction::Write),
+            exit::MSR => Exit::Msr(Direction::Read),
+            exit::IOIO => self.port(info1, info2),
+            exit::NPF => Exit::NestedFault {
+                gpa: Gpa(info2),
+                direction: if info1 & npf::WRITE != 0 {
+                    Direction::Write
+                } else {
+                    Direction::Read
+                },
+            },
+            exit::XSETBV => Exit::Xsetbv,
+            exit::INVD | exit::WBINVD => Exit::CacheFlush,
+            exit::VMMCALL => Exit::Hypercall,
+            exit::RDPMC => Exit::Rdpmc,
+            MOVE_TO_CR8 => Exit::MoveToCr8,
+            exit::EXCEPTION_0..=exit::EXCEPTION_31 => {
+                let vector = (code - exit::EXCEPTION_0) as u8;
+                let error_code = (vector == regs::vector::AC).then_some(info1 as u32);
+                Exit::Exception { vector, error_code }
+            }
+            exit::IRET => {
+                self.nmi = NmiState::Returning(self.block.save.rip);
+                self.block.control.intercept_misc1 &= !misc1::IRET;
+                Exit::NmiUnblocked
+            }
+            exit::TASK_SWITCH => Exit::TaskSwitch,
+            exit::SHUTDOWN => Exit::Shutdown,
+            exit::INVALID | exit::INVALID_32 => Exit::EntryFailed(code),
+            exit::VMRUN..=exit::SKINIT | exit::INVLPGA | exit::RSM => Exit::Undefined,
+            exit::MONITOR | exit::MWAIT | exit::MWAIT_CONDITIONAL => Exit::Undefined,
+            _ => Exit::Unknown(code),
+        }
+    }
+
+    fn port(&self, info1: u64, next_rip: u64) -> Exit {
+        let width = if info1 & ioio::SZ8 != 0 {
+            Width::B1
+        } else if info1 & ioio::SZ16 != 0 {
+            Width::B2
+        } else {
+            Width::B4
+        };
+        match self.length_to(next_rip) {
+            Some(length) if info1 & ioio::STR == 0 => Exit::Port {
+                port: (info1 >> ioio::PORT_SHIFT) as u16,
+                width,
+                direction: if info1 & ioio::TYPE_IN != 0 {
+                    Direction::Read
+                } else {
+                    Direction::Write
+                },
+                length,
+            },
+            _ => Exit::StringPort,
+        }
+    }
+
+    /// Distance from RIP to `next`, if it is that of one instruction.
+    fn length_to(&self, next: u64) -> Option<u8> {
+        let length = next.wrapping_sub(self.block.save.rip);
+        (1..=15).contains(&length).then_some(length as u8)
+    }
+}
+
+/// A control block in a frame of its own.
+struct Block {
+    frame: Frame,
+}
+
+impl Block {
+    fn new() -> Option<Self> {
+        frame::alloc_zeroed(OwnerId::HYPERVISOR).map(|frame| Self { frame })
+    }
+
+    fn pointer(&self) -> *mut Vmcb {
+        phys::pointer(self.frame.hpa()).cast()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        frame::free(OwnerId::HYPERVISOR, self.frame);
+    }
+}
+
+impl Deref for Block {
+    type Target = Vmcb;
+    fn deref(&self) -> &Vmcb {
+        // SAFETY: 1. The frame is ours alone, page-aligned and initialised (all zeros is a valid block). 2. The CPU
+        // touches it only inside `entry::enter`, during which no reference is live.
+        unsafe { &*self.pointer() }
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut Vmcb {
+        // SAFETY: 1. and 2. as in `deref`. 3. `&mut self` makes it the only reference.
+        unsafe { &mut *self.pointer() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

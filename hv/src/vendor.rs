@@ -1,0 +1,245 @@
+//! What Prism asks of a virtualization extension. Nothing above this trait knows which vendor's CPU it runs on: the run
+//! loop is generic over `Extension` and compiled once for each; CPUID chooses at run time (design D2).
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use hv_defs::{Gpa, Hpa, Width};
+use hv_emu::Registers;
+
+use crate::nested::{NestedMap, Pool};
+
+/// Why an extension cannot be used, as one line for the user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Missing(pub &'static str);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// A virtualization extension, switched on for one CPU.
+pub trait Extension: Sized + Send + 'static {
+    /// Its virtual CPUs.
+    type Vcpu: VirtualCpu<Extension = Self>;
+    /// Short name for the log.
+    const NAME: &'static str;
+    /// Checks that this CPU has all that Prism needs. Touches nothing.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn probe() -> Result<(), Missing>;
+    /// Switches the extension on for the CPU that calls.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn enable() -> Result<Self, Missing>;
+    /// Empty nested tables in this vendor's format.
+    fn nested(pool: Pool) -> Option<Box<dyn NestedMap>>;
+}
+
+/// What a virtual CPU is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Root of the VM's nested tables.
+    pub nested_root: Hpa,
+    /// Tag of its TLB entries: unique among the virtual CPUs of one physical CPU, from 1.
+    pub tag: u16,
+}
+
+/// Where and how a virtual CPU starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// Real mode at `vector << 12` (start-up IPI).
+    Real {
+        /// Vector of the start-up IPI.
+        vector: u8,
+    },
+    /// 64-bit code, as Linux' boot protocol has it.
+    Long {
+        /// First instruction.
+        rip: u64,
+        /// RSI: the boot parameters.
+        rsi: u64,
+        /// Stack.
+        rsp: u64,
+        /// Page tables.
+        cr3: u64,
+        /// Descriptor table with CS = 0x10 and data = 0x18.
+        gdt: Gpa,
+        /// Its limit.
+        gdt_limit: u16,
+    },
+}
+
+/// An event to deliver at the next entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// External interrupt.
+    Interrupt(u8),
+    /// Non-maskable interrupt.
+    Nmi,
+    /// Exception.
+    Exception {
+        /// Its vector.
+        vector: u8,
+        /// Error code, for those that push one.
+        error_code: Option<u32>,
+    },
+}
+
+/// Which opportunity makes the guest exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Window {
+    /// None.
+    Closed,
+    /// The guest can take an external interrupt (one whose priority is above its TPR waits).
+    Interrupt,
+    /// The guest lowers its TPR: an interrupt waits that the TPR holds back.
+    Priority {
+        /// Priority class that CR8 must fall below.
+        class: u8,
+    },
+}
+
+/// Direction of an access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// Load, IN, RDMSR.
+    Read,
+    /// Store, OUT, WRMSR.
+    Write,
+}
+
+/// Why a virtual CPU came back, in terms that both vendors share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// A physical interrupt waits.
+    HostInterrupt,
+    /// A physical NMI was taken or waits.
+    HostNmi,
+    /// The window asked for has opened.
+    Window,
+    /// A move to CR8 that may open the priority window; not yet executed.
+    MoveToCr8,
+    /// CR8 fell below the class asked for.
+    PriorityLowered,
+    /// CPUID.
+    Cpuid,
+    /// HLT.
+    Hlt,
+    /// RDMSR or WRMSR.
+    Msr(Direction),
+    /// IN or OUT between a port and RAX.
+    Port {
+        /// The port.
+        port: u16,
+        /// Its width.
+        width: Width,
+        /// Which way.
+        direction: Direction,
+        /// Length of the instruction, in bytes.
+        length: u8,
+    },
+    /// INS or OUTS.
+    StringPort,
+    /// A guest-physical address without the permission that the access needs.
+    NestedFault {
+        /// The address.
+        gpa: Gpa,
+        /// Which way.
+        direction: Direction,
+    },
+    /// XSETBV.
+    Xsetbv,
+    /// INVD or WBINVD.
+    CacheFlush,
+    /// VMCALL or VMMCALL.
+    Hypercall,
+    /// An instruction that this virtual CPU does not have: #UD.
+    Undefined,
+    /// RDPMC: #GP.
+    Rdpmc,
+    /// An exception that Prism watches, to be passed on.
+    Exception {
+        /// Its vector.
+        vector: u8,
+        /// Its error code.
+        error_code: Option<u32>,
+    },
+    /// IRET while NMIs are blocked.
+    NmiUnblocked,
+    /// A hardware task switch.
+    TaskSwitch,
+    /// Triple fault.
+    Shutdown,
+    /// The CPU refused the guest's state.
+    EntryFailed(u64),
+    /// A reason that this backend does not know.
+    Unknown(u64),
+}
+
+/// One virtual CPU on one extension. All calls are made on the physical CPU that it lives on.
+pub trait VirtualCpu: Sized + Send {
+    /// The extension it runs on.
+    type Extension;
+    /// A virtual CPU, not yet started. `None` without memory.
+    fn new(setup: &Setup) -> Option<Self>;
+    /// Back to the state after INIT or power-on, then `start`.
+    fn start(&mut self, start: Start);
+    /// Runs until the next exit. Interrupts are off before and after.
+    fn run(&mut self, extension: &mut Self::Extension) -> Exit;
+
+    /// All registers that instruction emulation needs.
+    fn registers(&self) -> Registers;
+    /// Takes GPRs, RIP and RFLAGS back after an emulated instruction, which also ends an interrupt shadow.
+    fn retire(&mut self, registers: &Registers);
+    /// Skips an instruction of `length` bytes.
+    fn skip(&mut self, length: u8);
+    /// Length of the instruction that made the last exit, if the CPU told.
+    fn instruction_length(&self) -> Option<u8>;
+    /// RAX, RCX, RDX, RBX ... by hardware number; 0 for a number above 15.
+    fn gpr(&self, number: u8) -> u64;
+    /// Sets one of them.
+    fn set_gpr(&mut self, number: u8, value: u64);
+    /// Instruction pointer (offset in CS).
+    fn rip(&self) -> u64;
+    /// Sets CR2 (before a page fault is injected).
+    fn set_cr2(&mut self, value: u64);
+    /// CR4.
+    fn cr4(&self) -> u64;
+    /// EFER as the guest sees it.
+    fn efer(&self) -> u64;
+    /// Sets EFER; the value has been checked.
+    fn set_efer(&mut self, value: u64);
+    /// Page attribute table.
+    fn pat(&self) -> u64;
+    /// Sets it; the value has been checked.
+    fn set_pat(&mut self, value: u64);
+    /// Reads an MSR of policy `Native`.
+    fn native_msr(&self, msr: u32) -> Option<u64>;
+    /// Writes an MSR of policy `Native`.
+    fn set_native_msr(&mut self, msr: u32, value: u64) -> Option<()>;
+    /// Guest TSC minus host TSC.
+    fn set_tsc_offset(&mut self, offset: u64);
+    /// CR8, as the guest left it.
+    fn cr8(&self) -> u8;
+    /// Sets CR8.
+    fn set_cr8(&mut self, value: u8);
+
+    /// Whether an external interrupt would be taken at the next entry.
+    fn interruptible(&self) -> bool;
+    /// Whether an NMI would be taken at the next entry.
+    fn nmi_allowed(&self) -> bool;
+    /// Whether an event is queued for the next entry already (an interrupted delivery, for instance).
+    fn event_queued(&self) -> bool;
+    /// Queues an event for the next entry.
+    fn inject(&mut self, event: Event);
+    /// Asks for an exit.
+    fn set_window(&mut self, window: Window);
+    /// Drops this virtual CPU's TLB entries at the next entry.
+    fn flush_tlb(&mut self);
+    /// Prints what explains a failed entry or a crash, one fact a line.
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}

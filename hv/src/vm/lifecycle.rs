@@ -1,0 +1,227 @@
+//! Starting, stopping and resetting a VM.
+//!
+//! A request makes every virtual CPU park itself on its own CPU. When all are parked, the home CPU (that of the first
+//! one) carries the request out and begins a new life; each virtual CPU then finds the new number and starts over. So
+//! nobody ever touches the state of a virtual CPU but the CPU that it lives on.
+
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use hv_defs::Nanos;
+use spin::Mutex;
+
+use super::Vm;
+use crate::load::OnCrash;
+use crate::load::linux::Entry;
+use crate::{cpus, say, time};
+
+/// What is asked of a VM.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Request {
+    /// Nothing.
+    None = 0,
+    /// Start again.
+    Reset = 1,
+    /// The guest switched itself off.
+    PowerOff = 2,
+    /// It crashed, and its configuration says to leave it so.
+    Crash = 3,
+    /// The user stops it.
+    Kill = 4,
+}
+
+/// What a VM is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Status {
+    /// Not yet started.
+    New = 0,
+    /// Running.
+    Running = 1,
+    /// Switched off by itself.
+    Off = 2,
+    /// Stopped after a crash.
+    Crashed = 3,
+    /// Stopped by the user.
+    Killed = 4,
+}
+
+/// State of a VM as a whole.
+pub(super) struct Lifecycle {
+    request: AtomicU8,
+    status: AtomicU8,
+    /// Virtual CPUs that have parked.
+    parked: AtomicUsize,
+    vcpus: usize,
+    /// Number of the present life; 0 before the first.
+    life: AtomicU32,
+    /// Host TSC at which the guest's TSC is zero.
+    tsc_base: AtomicU64,
+    entry: Mutex<Option<Entry>>,
+    resets: AtomicU32,
+    crashes: AtomicU32,
+}
+
+impl Lifecycle {
+    pub fn new(vcpus: usize) -> Self {
+        Self {
+            request: AtomicU8::new(Request::Reset as u8),
+            status: AtomicU8::new(Status::New as u8),
+            parked: AtomicUsize::new(vcpus),
+            vcpus,
+            life: AtomicU32::new(0),
+            tsc_base: AtomicU64::new(0),
+            entry: Mutex::new(None),
+            resets: AtomicU32::new(0),
+            crashes: AtomicU32::new(0),
+        }
+    }
+
+    fn requested(&self) -> Request {
+        match self.request.load(Ordering::SeqCst) {
+            1 => Request::Reset,
+            2 => Request::PowerOff,
+            3 => Request::Crash,
+            4 => Request::Kill,
+            _ => Request::None,
+        }
+    }
+}
+
+impl Vm {
+    /// Asks for a change of state. The stronger of two requests wins. Returns at once.
+    pub fn request(&self, request: Request) {
+        self.lifecycle
+            .request
+            .fetch_max(request as u8, Ordering::SeqCst);
+        for cpu in &self.cpus {
+            cpus::nudge(*cpu);
+        }
+    }
+
+    /// What the VM is doing.
+    pub fn status(&self) -> Status {
+        match self.lifecycle.status.load(Ordering::SeqCst) {
+            1 => Status::Running,
+            2 => Status::Off,
+            3 => Status::Crashed,
+            4 => Status::Killed,
+            _ => Status::New,
+        }
+    }
+
+    /// Whether it has stopped for good, unless the user resets it.
+    pub fn is_stopped(&self) -> bool {
+        !matches!(self.status(), Status::New | Status::Running)
+            && self.lifecycle.requested() == Request::None
+    }
+
+    /// Resets so far.
+    pub fn resets(&self) -> u32 {
+        self.lifecycle.resets.load(Ordering::Relaxed)
+    }
+
+    /// Crashes so far.
+    pub fn crashes(&self) -> u32 {
+        self.lifecycle.crashes.load(Ordering::Relaxed)
+    }
+
+    /// A virtual CPU cannot go on: stop or restart the VM, as configured.
+    pub(crate) fn crashed(&self) {
+        self.lifecycle.crashes.fetch_add(1, Ordering::Relaxed);
+        match self.on_crash() {
+            OnCrash::Stop => self.request(Request::Crash),
+            OnCrash::Restart => self.request(Request::Reset),
+        }
+    }
+
+    /// Whether virtual CPUs must park.
+    pub(crate) fn must_park(&self) -> bool {
+        self.lifecycle.request.load(Ordering::SeqCst) != Request::None as u8
+    }
+
+    /// A virtual CPU has parked.
+    pub(crate) fn parked(&self) {
+        self.lifecycle.parked.fetch_add(1, Ordering::SeqCst);
+        cpus::nudge(self.home());
+    }
+
+    /// Number of the present life, and the entry point if it has begun.
+    pub(crate) fn life(&self) -> u32 {
+        self.lifecycle.life.load(Ordering::SeqCst)
+    }
+
+    /// Where the first virtual CPU starts.
+    pub(crate) fn entry(&self) -> Option<Entry> {
+        *self.lifecycle.entry.lock()
+    }
+
+    /// Host TSC at which this life's guest TSC is zero.
+    pub(crate) fn tsc_base(&self) -> u64 {
+        self.lifecycle.tsc_base.load(Ordering::SeqCst)
+    }
+
+    /// Home CPU: carries out a request once all virtual CPUs are parked.
+    pub(crate) fn carry_out(&self) {
+        let lifecycle = &self.lifecycle;
+        let request = lifecycle.requested();
+        if request == Request::None || lifecycle.parked.load(Ordering::SeqCst) != lifecycle.vcpus {
+            return;
+        }
+        self.reset_devices(time::now());
+        match request {
+            Request::Reset | Request::None => self.begin(request),
+            Request::PowerOff => self.end(request, Status::Off, "powered off"),
+            Request::Crash => self.end(
+                request,
+                Status::Crashed,
+                "stopped after a crash; the others go on",
+            ),
+            Request::Kill => self.end(request, Status::Killed, "killed"),
+        }
+    }
+
+    fn reset_devices(&self, now: Nanos) {
+        self.reset_functions();
+        self.with_chipset(|chipset, wires| chipset.reset(now, wires));
+    }
+
+    /// Loads the guest's software and lets the virtual CPUs start over.
+    fn begin(&self, request: Request) {
+        match self.loader.load(self) {
+            Ok(entry) => {
+                *self.lifecycle.entry.lock() = Some(entry);
+                if self.status() == Status::Running {
+                    self.lifecycle.resets.fetch_add(1, Ordering::Relaxed);
+                    say!("vm {} ({}): reset", self.id.0, self.name);
+                }
+                self.lifecycle.tsc_base.store(time::tsc(), Ordering::SeqCst);
+                self.lifecycle.parked.store(0, Ordering::SeqCst);
+                self.done(request, Status::Running);
+                self.lifecycle.life.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(error) => {
+                say!("vm {} ({}): cannot start: {error}", self.id.0, self.name);
+                self.end(request, Status::Crashed, "not started");
+            }
+        }
+        for cpu in &self.cpus {
+            cpus::nudge(*cpu);
+        }
+    }
+
+    fn end(&self, request: Request, status: Status, what: &str) {
+        say!("vm {} ({}): {what}", self.id.0, self.name);
+        self.done(request, status);
+    }
+
+    /// The request is done with, unless a stronger one came meanwhile.
+    fn done(&self, request: Request, status: Status) {
+        self.lifecycle.status.store(status as u8, Ordering::SeqCst);
+        let (old, none) = (request as u8, Request::None as u8);
+        let _ =
+            self.lifecycle
+                .request
+                .compare_exchange(old, none, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
