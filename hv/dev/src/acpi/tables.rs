@@ -12,12 +12,14 @@ const OEM_ID: [u8; 6] = *b"PRISM ";
 const OEM_TABLE_ID: [u8; 8] = *b"Q35-LITE";
 const CREATOR: [u8; 4] = *b"PRSM";
 
-const HEADER: usize = 36;
+pub(super) const HEADER: usize = 36;
 /// Byte of a table, and of the RSDP, that makes its sum zero.
-const CHECKSUM: usize = 9;
-const RSDP_CHECKSUM: usize = 8;
-const RSDP_EXTENDED_CHECKSUM: usize = 32;
-const RSDP_OLD_LENGTH: usize = 20;
+pub(super) const CHECKSUM: usize = 9;
+pub(super) const RSDP_CHECKSUM: usize = 8;
+pub(super) const RSDP_EXTENDED_CHECKSUM: usize = 32;
+pub(super) const RSDP_OLD_LENGTH: usize = 20;
+/// Where in the FADT addresses of tables lie, and how many bytes each takes: FACS, DSDT, DSDT again.
+pub(super) const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
 
 /// The firmware control structure wants this alignment; the others do not mind.
 const ALIGN: usize = 64;
