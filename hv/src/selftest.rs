@@ -9,6 +9,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::frame::{self, OwnerId, Placement};
 use crate::irq::{self, Pending};
+use crate::pci::Function;
 use crate::percpu::{self, CpuId};
 use crate::power::{self, Exit};
 use crate::smp;
@@ -20,13 +21,14 @@ const PATIENCE_NANOS: u64 = 1_000_000_000;
 
 type Check = (&'static str, fn(&Platform) -> Result<(), &'static str>);
 
-const CHECKS: [Check; 7] = [
+const CHECKS: [Check; 8] = [
     ("memory", memory),
     ("pages", pages),
     ("exception", exception),
     ("time", clock),
     ("timer", timer),
     ("cpus", cpus),
+    ("pci", host_bridge),
     ("heap", heap_is_modest),
 ];
 
@@ -167,6 +169,26 @@ fn cpus(platform: &Platform) -> Result<(), &'static str> {
         let parked =
             percpu::get(cpu).is_some_and(|cpu| cpu.state.load(Ordering::Acquire) == smp::PARKED);
         ensure(parked, "a CPU is not where it should be")?;
+    }
+    Ok(())
+}
+
+/// A PC has a host bridge at 00:00.0: class 6, subclass 0.
+fn host_bridge(_: &Platform) -> Result<(), &'static str> {
+    let bridge = Function::find(0, 0, 0).ok_or("no function at 00:00.0")?;
+    ensure(bridge.read16(0x0A) == 0x0600, "00:00.0 is no host bridge")?;
+    ensure(
+        Function::find(0, 31, 7).is_none_or(|other| other != bridge),
+        "configuration space repeats",
+    )?;
+    if let Some(gpu) = Function::find(0, 2, 0) {
+        for bar in gpu.bars() {
+            say!(
+                "00:02.0 {:04x}:{:04x} {bar:x?}",
+                gpu.read16(0),
+                gpu.read16(2)
+            );
+        }
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::paging::{self, NoFrame};
 use crate::percpu::{self, CpuId, PerCpu};
 use crate::phys::Window;
 use crate::power::{self, Exit};
-use crate::{apic, console, heap, irq, smp, tables, time};
+use crate::{apic, console, heap, irq, pci, smp, tables, time};
 
 /// What is known of the machine once Prism runs on it.
 #[derive(Debug)]
@@ -106,6 +106,7 @@ pub fn boot(entry: BootEntry, image: &Image) -> Result<&'static Platform, Error>
     apic::set_timer_rate(rates.apic_hz);
     apic::start_timer();
     apic::route_isa(&acpi, console::ISA_IRQ, irq::vector::CONSOLE, CpuId(0)).map_err(short)?;
+    pci::init(&acpi).map_err(short)?;
     match memory::find_start_page(&boot) {
         Some(page) => smp::start_others(&acpi.cpus, page, first_tables).map_err(short)?,
         None => crate::say!("smp: no free page below 1 MiB; going on with one CPU"),
