@@ -2,14 +2,20 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
 mod entry;
 
 use core::panic::PanicInfo;
 
+use alloc::vec::Vec;
 use hv::bootinfo::BootEntry;
+use hv::load;
+use hv::machine::{self, Ending, MachineSetup};
 use hv::power::{self, Exit};
 use hv::say;
 use hv::start::{self, Platform};
+use hv::vm::ModuleSource;
 
 /// Called by the entry code.
 fn main(from: BootEntry) -> ! {
@@ -26,12 +32,36 @@ fn run(platform: &'static Platform) -> ! {
     if platform.boot.has("selftest") {
         hv::selftest::run(platform)
     }
-    if platform.boot.modules.is_empty() {
-        say!("boot: no bundle; give one as a boot module (QEMU: -initrd bundle.cpio, GRUB: module2 /bundle.cpio)");
+    let Some(module) = platform.boot.modules.first() else {
+        say!(
+            "boot: no bundle; give one as a boot module (QEMU: -initrd bundle.cpio, GRUB: module2 /bundle.cpio)"
+        );
         power::exit(Exit::NoBundle)
-    }
-    power::exit(Exit::Success)
+    };
+    let (bundle, config) = match load::open(ModuleSource(module.window())) {
+        Ok(opened) => opened,
+        Err(error) => {
+            say!("{error}");
+            power::exit(Exit::Config)
+        }
+    };
+    let vms = machine::setups(bundle, &config, WALL_CLOCK, |_, _| (Vec::new(), 0));
+    let ending = if platform.boot.has("once") {
+        Ending::Once
+    } else {
+        Ending::Interactive
+    };
+    let error = machine::launch(MachineSetup {
+        vms,
+        service: None,
+        ending,
+    });
+    say!("{error}");
+    power::exit(error.exit())
 }
+
+/// Unix time at the start. Nothing in Prism depends on it; guests see it in their RTC.
+const WALL_CLOCK: u64 = 1_700_000_000;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
