@@ -55,46 +55,28 @@ pub(super) fn copy_all(
     arena.clear();
     let mut copies = Copies::new();
     while let Some(pending) = audit.pending.pop() {
-        let known = copies
-            .iter()
-            .find(|(target, level, _)| (*target, *level) == (pending.target, pending.level));
+        let known = copies.iter().find(|(target, level, _)| (*target, *level) == (pending.target, pending.level));
         let origin = match known {
             Some((.., origin)) => *origin,
             None => {
                 let origin = copy(audit, source, &pending, arena, limit)?;
                 let full = fault(arena, origin as usize, Reason::TooManyBatches);
-                copies
-                    .try_push((pending.target, pending.level, origin))
-                    .map_err(|_| full)?;
+                copies.try_push((pending.target, pending.level, origin)).map_err(|_| full)?;
                 audit.summary.batches += 1;
                 origin
             }
         };
-        lead(
-            audit,
-            &pending,
-            GgttAddr(base.0.wrapping_add(origin * 4)),
-            arena,
-        )?;
+        lead(audit, &pending, GgttAddr(base.0.wrapping_add(origin * 4)), arena)?;
     }
     Ok(())
 }
 
 /// Leads the start of a batch to its copy.
-fn lead(
-    audit: &mut Audit<'_>,
-    pending: &Pending,
-    to: GgttAddr,
-    arena: &mut [u32],
-) -> Result<(), AuditFault> {
+fn lead(audit: &mut Audit<'_>, pending: &Pending, to: GgttAddr, arena: &mut [u32]) -> Result<(), AuditFault> {
     match pending.place {
         Place::Arena(at) => redirect(arena.get_mut(at as usize..).unwrap_or_default(), to),
         Place::Ring(at) => {
-            let full = AuditFault {
-                offset: at,
-                header: 0,
-                reason: Reason::TooManyBatches,
-            };
+            let full = AuditFault { offset: at, header: 0, reason: Reason::TooManyBatches };
             audit.patches.try_push((at, to)).map_err(|_| full)?;
         }
     }
@@ -156,9 +138,5 @@ fn read(
         Target::Global(_) => u32::try_from(at).is_ok_and(|at| source.global(GgttAddr(at), room)),
         Target::Process(_) => source.process(gvt_defs::pte::strip(at), room),
     };
-    if there {
-        Ok(())
-    } else {
-        Err(fault(arena, end.saturating_sub(1), Reason::Unmapped))
-    }
+    if there { Ok(()) } else { Err(fault(arena, end.saturating_sub(1), Reason::Unmapped)) }
 }

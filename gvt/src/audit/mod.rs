@@ -78,11 +78,7 @@ impl fmt::Display for AuditFault {
             Reason::TooLong => "batch too long",
             Reason::Unmapped => "batch in unmapped memory",
         };
-        write!(
-            f,
-            "{reason}: {:#010x} at dword {:#x}",
-            self.header, self.offset
-        )
+        write!(f, "{reason}: {:#010x} at dword {:#x}", self.header, self.offset)
     }
 }
 
@@ -160,10 +156,7 @@ impl<'a> Audit<'a> {
         if !progress.ended {
             return Err(fault(dwords, progress.at, Reason::Truncated));
         }
-        walk::leave_arbitration_on(
-            self.tables,
-            dwords.get_mut(..progress.at).unwrap_or_default(),
-        );
+        walk::leave_arbitration_on(self.tables, dwords.get_mut(..progress.at).unwrap_or_default());
         Ok(progress.at)
     }
 
@@ -172,11 +165,7 @@ impl<'a> Audit<'a> {
     ///
     /// # Errors
     /// The first command that must not be there.
-    pub fn context(
-        &mut self,
-        dwords: &mut [u32],
-        registers: &ContextRegisters,
-    ) -> Result<(), AuditFault> {
+    pub fn context(&mut self, dwords: &mut [u32], registers: &ContextRegisters) -> Result<(), AuditFault> {
         self.whole(dwords, Stream::Image(registers)).map(|_| ())
     }
 
@@ -197,7 +186,7 @@ impl<'a> Audit<'a> {
         &mut self,
         source: &mut dyn Source,
         base: GgttAddr,
-        arena: &mut alloc::vec::Vec<u32>,
+        arena: &mut Vec<u32>,
         limit: usize,
     ) -> Result<(), AuditFault> {
         batch::copy_all(self, source, base, arena, limit)
@@ -234,11 +223,7 @@ impl<'a> Audit<'a> {
 }
 
 fn fault(dwords: &[u32], at: usize, reason: Reason) -> AuditFault {
-    AuditFault {
-        offset: at as u32,
-        header: dwords.get(at).copied().unwrap_or(0),
-        reason,
-    }
+    AuditFault { offset: at as u32, header: dwords.get(at).copied().unwrap_or(0), reason }
 }
 
 /// Dwords in a cache line: copies begin at one.

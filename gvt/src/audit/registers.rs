@@ -27,21 +27,9 @@ const LOCAL: [(u32, u32, Policy); 9] = [
     (ring::INSTPM, ring::INSTPM, Policy::Any),
     (ring::SWCTRL, ring::SWCTRL, Policy::Any),
     (ring::CTX_TIMESTAMP, ring::CTX_TIMESTAMP, Policy::Any),
-    (
-        ring::MI_PREDICATE_RESULT_2,
-        ring::MI_PREDICATE_RESULT_2,
-        Policy::Any,
-    ),
-    (
-        ring::MI_PREDICATE_SRC0,
-        ring::MI_PREDICATE_DATA + 4,
-        Policy::Any,
-    ),
-    (
-        ring::MI_PREDICATE_RESULT,
-        ring::MI_PREDICATE_RESULT_1,
-        Policy::Any,
-    ),
+    (ring::MI_PREDICATE_RESULT_2, ring::MI_PREDICATE_RESULT_2, Policy::Any),
+    (ring::MI_PREDICATE_SRC0, ring::MI_PREDICATE_DATA + 4, Policy::Any),
+    (ring::MI_PREDICATE_RESULT, ring::MI_PREDICATE_RESULT_1, Policy::Any),
     (ring::GPR, ring::GPR + 8 * ring::GPRS - 4, Policy::Any),
 ];
 
@@ -75,33 +63,17 @@ pub(super) fn privileged(engine: Engine, offset: u32) -> Policy {
         return Policy::Any;
     }
     if let Some(local) = offset.checked_sub(engine.base())
-        && let Some((.., policy)) = LOCAL
-            .iter()
-            .find(|(first, last, _)| (*first..=*last).contains(&local))
+        && let Some((.., policy)) = LOCAL.iter().find(|(first, last, _)| (*first..=*last).contains(&local))
     {
-        return if local == ring::SWCTRL && engine != Engine::Bcs {
-            Policy::Denied
-        } else {
-            *policy
-        };
+        return if local == ring::SWCTRL && engine != Engine::Bcs { Policy::Denied } else { *policy };
     }
-    let listed = RENDER
-        .iter()
-        .any(|(first, last)| (*first..=*last).contains(&offset));
-    if engine == Engine::Rcs && listed {
-        Policy::Any
-    } else {
-        Policy::Denied
-    }
+    let listed = RENDER.iter().any(|(first, last)| (*first..=*last).contains(&offset));
+    if engine == Engine::Rcs && listed { Policy::Any } else { Policy::Denied }
 }
 
 /// What an unprivileged batch may do, as the hardware polices it on the other engines.
 pub(super) fn unprivileged(engine: Engine, offset: u32) -> Policy {
-    if nonpriv::allowed(engine, offset) {
-        Policy::Any
-    } else {
-        Policy::Denied
-    }
+    if nonpriv::allowed(engine, offset) { Policy::Any } else { Policy::Denied }
 }
 
 /// The registers that may stand in the engine part of a context image.
@@ -141,12 +113,7 @@ impl ContextRegisters {
             }
             if header >> 29 == 0 && mi::opcode(header) == mi::LOAD_REGISTER_IMM {
                 let pairs = image.get(at + 1..at + dwords as usize).unwrap_or(&[]);
-                self.offsets.extend(
-                    pairs
-                        .iter()
-                        .step_by(2)
-                        .map(|offset| offset & mi::REGISTER_MASK),
-                );
+                self.offsets.extend(pairs.iter().step_by(2).map(|offset| offset & mi::REGISTER_MASK));
             }
             at += dwords as usize;
         }
@@ -163,11 +130,7 @@ impl ContextRegisters {
         if self.offsets.binary_search(&offset).is_err() {
             return Policy::Denied;
         }
-        if offset == self.engine.base() + ring::MI_MODE {
-            NO_STOP
-        } else {
-            Policy::Any
-        }
+        if offset == self.engine.base() + ring::MI_MODE { NO_STOP } else { Policy::Any }
     }
 }
 
@@ -203,22 +166,10 @@ mod tests {
 
     #[test]
     fn lists_are_sorted() {
-        assert!(
-            LOCAL
-                .windows(2)
-                .all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0)
-        );
-        assert!(
-            RENDER
-                .windows(2)
-                .all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0)
-        );
+        assert!(LOCAL.windows(2).all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0));
+        assert!(RENDER.windows(2).all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0));
         assert!(UNSAVED.windows(2).all(|pair| pair[0] < pair[1]));
-        assert!(
-            UNSAVED
-                .iter()
-                .all(|offset| privileged(Engine::Rcs, *offset) == Policy::Any)
-        );
+        assert!(UNSAVED.iter().all(|offset| privileged(Engine::Rcs, *offset) == Policy::Any));
     }
 
     #[test]
@@ -227,23 +178,12 @@ mod tests {
             for target in Engine::ALL {
                 for local in NEVER {
                     let offset = target.base() + local;
-                    assert_eq!(
-                        privileged(engine, offset),
-                        Policy::Denied,
-                        "{engine:?} {offset:#x}"
-                    );
+                    assert_eq!(privileged(engine, offset), Policy::Denied, "{engine:?} {offset:#x}");
                     assert_eq!(unprivileged(engine, offset), Policy::Denied);
                 }
             }
-            for offset in [
-                0x4030, 0x4080, 0x4260, 0x941C, 0xA188, 0x44200, 0x4430C, 0x10_0000, 0x10_1008,
-                0x7_8818,
-            ] {
-                assert_eq!(
-                    privileged(engine, offset),
-                    Policy::Denied,
-                    "{engine:?} {offset:#x}"
-                );
+            for offset in [0x4030, 0x4080, 0x4260, 0x941C, 0xA188, 0x44200, 0x4430C, 0x10_0000, 0x10_1008, 0x7_8818] {
+                assert_eq!(privileged(engine, offset), Policy::Denied, "{engine:?} {offset:#x}");
             }
         }
     }
@@ -266,10 +206,7 @@ mod tests {
                 let saved = kept.policy(offset) != Policy::Denied;
                 // Chicken bits that silicon keeps in its own part of the image.
                 let opaque = matches!(offset, 0x7010 | 0xE4F4);
-                assert!(
-                    saved || opaque || UNSAVED.binary_search(&offset).is_ok(),
-                    "{offset:#x}"
-                );
+                assert!(saved || opaque || UNSAVED.binary_search(&offset).is_ok(), "{offset:#x}");
             }
         }
     }

@@ -60,12 +60,12 @@ impl Rule {
 
     #[inline]
     pub(super) fn kind(self) -> Kind {
-        KINDS
-            .get(usize::from(self.0 >> 8))
-            .copied()
-            .unwrap_or(Kind::Unknown)
+        KINDS.get(usize::from(self.0 >> 8)).copied().unwrap_or(Kind::Unknown)
     }
 }
+
+/// Render commands without anything to look at and with the usual length field.
+pub(super) const COMMON: Rule = Rule::new(Kind::Plain, 8);
 
 /// The kinds in order, to get back from a number without `unsafe`.
 const KINDS: [Kind; 21] = [
@@ -147,6 +147,7 @@ const fn width(length: Length) -> u16 {
     }
 }
 
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
 const fn special(opcode: u32) -> Kind {
     let mut i = 0;
     while i < SPECIAL.len() {
@@ -158,6 +159,7 @@ const fn special(opcode: u32) -> Kind {
     Kind::Plain
 }
 
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
 const fn mi_rules(engine: Engine) -> [Rule; 64] {
     let mut rules = [Rule::UNKNOWN; 64];
     let mut i = 0;
@@ -171,6 +173,7 @@ const fn mi_rules(engine: Engine) -> [Rule; 64] {
     rules
 }
 
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
 const fn blt_rules() -> [Rule; 128] {
     let mut rules = [Rule::UNKNOWN; 128];
     let mut i = 0;
@@ -185,6 +188,7 @@ const fn blt_rules() -> [Rule; 128] {
 /// Sub-type, opcode and sub-opcode: 2 + 3 + 8 bits.
 const GFX: usize = 1 << 13;
 
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
 const fn render_rules() -> [Rule; GFX] {
     let mut rules = [Rule::UNKNOWN; GFX];
     let mut i = 0;
@@ -200,17 +204,14 @@ const fn render_rules() -> [Rule; GFX] {
             }
             _ => 8,
         };
-        let kind = if key == gfx::PIPE_CONTROL {
-            Kind::PipeControl
-        } else {
-            Kind::Plain
-        };
+        let kind = if key == gfx::PIPE_CONTROL { Kind::PipeControl } else { Kind::Plain };
         rules[i] = Rule::new(kind, width);
         i += 1;
     }
     rules
 }
 
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
 const fn media_rules() -> [Rule; GFX] {
     let mut rules = [Rule::UNKNOWN; GFX];
     let mut i = 0;
@@ -230,26 +231,10 @@ static BLT: [Rule; 128] = blt_rules();
 static RENDER_GFX: [Rule; GFX] = render_rules();
 static MEDIA_GFX: [Rule; GFX] = media_rules();
 
-static RENDER: Tables = Tables {
-    mi: mi_rules(Engine::Rcs),
-    blt: &[],
-    gfx: &RENDER_GFX,
-};
-static BLITTER: Tables = Tables {
-    mi: mi_rules(Engine::Bcs),
-    blt: &BLT,
-    gfx: &[],
-};
-static VIDEO: Tables = Tables {
-    mi: mi_rules(Engine::Vcs0),
-    blt: &[],
-    gfx: &MEDIA_GFX,
-};
-static ENHANCE: Tables = Tables {
-    mi: mi_rules(Engine::Vecs),
-    blt: &[],
-    gfx: &MEDIA_GFX,
-};
+static RENDER: Tables = Tables { mi: mi_rules(Engine::Rcs), blt: &[], gfx: &RENDER_GFX };
+static BLITTER: Tables = Tables { mi: mi_rules(Engine::Bcs), blt: &BLT, gfx: &[] };
+static VIDEO: Tables = Tables { mi: mi_rules(Engine::Vcs0), blt: &[], gfx: &MEDIA_GFX };
+static ENHANCE: Tables = Tables { mi: mi_rules(Engine::Vecs), blt: &[], gfx: &MEDIA_GFX };
 
 impl Tables {
     pub(super) fn of(engine: Engine) -> &'static Self {
@@ -259,6 +244,12 @@ impl Tables {
             Engine::Vcs0 | Engine::Vcs1 => &VIDEO,
             Engine::Vecs => &ENHANCE,
         }
+    }
+
+    /// Whether the command that begins with `header` goes by [`COMMON`].
+    #[inline]
+    pub(super) fn is_common(&self, header: u32) -> bool {
+        header >> 29 == 3 && self.gfx.get((header >> 16) as usize & (GFX - 1)) == Some(&COMMON)
     }
 
     /// The rule for the command that begins with `header`.
@@ -301,11 +292,7 @@ mod tests {
                 };
                 assert_eq!(rule != Rule::UNKNOWN, known, "{engine:?} {header:#x}");
                 if known {
-                    assert_eq!(
-                        Some(rule.dwords(header) as u32),
-                        command::length(engine, header),
-                        "{header:#x}"
-                    );
+                    assert_eq!(Some(rule.dwords(header) as u32), command::length(engine, header), "{header:#x}");
                 }
             }
         }
@@ -317,10 +304,6 @@ mod tests {
             let special = special(c.opcode) != Kind::Plain;
             assert!(special || c.addresses.is_empty(), "{}", c.name);
         }
-        assert!(
-            SPECIAL
-                .iter()
-                .all(|(opcode, _)| command::mi_command(mi::header(*opcode)).is_some())
-        );
+        assert!(SPECIAL.iter().all(|(opcode, _)| command::mi_command(mi::header(*opcode)).is_some()));
     }
 }

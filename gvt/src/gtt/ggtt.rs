@@ -100,10 +100,7 @@ impl Ggtt {
 
     /// Notes that BAR0 page `page` was written; false if it is no table page of this vGPU.
     pub fn mark(&mut self, page: u32) -> bool {
-        let Some(slot) = page
-            .checked_sub(FIRST_PAGE)
-            .and_then(|table| self.slot(table))
-        else {
+        let Some(slot) = page.checked_sub(FIRST_PAGE).and_then(|table| self.slot(table)) else {
             return false;
         };
         if let Some(flag) = self.is_dirty.get_mut(slot as usize)
@@ -138,9 +135,7 @@ impl Ggtt {
     /// A trapped load of `bytes` bytes (at most 8) at `offset` of the GGTT half: 0 outside the copies.
     pub fn load(&self, host: &mut dyn Host, offset: u32, bytes: usize) -> u64 {
         let mut value = [0; 8];
-        if let (Some((_, frame, at)), Some(buf)) =
-            (self.copy_at(offset, bytes), value.get_mut(..bytes))
-        {
+        if let (Some((_, frame, at)), Some(buf)) = (self.copy_at(offset, bytes), value.get_mut(..bytes)) {
             host.read_frame(frame, at, buf);
         }
         u64::from_le_bytes(value)
@@ -150,9 +145,7 @@ impl Ggtt {
     /// Halves of an entry may come apart: the copy holds them until the next sync.
     pub fn store(&mut self, host: &mut dyn Host, offset: u32, bytes: usize, value: u64) {
         let value = value.to_le_bytes();
-        if let (Some((table, frame, at)), Some(data)) =
-            (self.copy_at(offset, bytes), value.get(..bytes))
-        {
+        if let (Some((table, frame, at)), Some(data)) = (self.copy_at(offset, bytes), value.get(..bytes)) {
             host.write_frame(frame, at, data);
             self.mark(FIRST_PAGE + table);
         }
@@ -184,10 +177,7 @@ impl Ggtt {
         granules.into_iter().any(|granule| {
             let per_table = ENTRIES / GRANULE;
             self.slot(granule / per_table)
-                .and_then(|slot| {
-                    self.stamps
-                        .get((slot * per_table + granule % per_table) as usize)
-                })
+                .and_then(|slot| self.stamps.get((slot * per_table + granule % per_table) as usize))
                 .is_none_or(|stamp| *stamp > since.0)
         })
     }
@@ -218,8 +208,7 @@ impl Ggtt {
     }
 
     fn sync_table(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), slot: u32) -> u32 {
-        let (Some(&copy), Some(table)) = (self.copies.get(slot as usize), self.table_of(slot))
-        else {
+        let (Some(&copy), Some(table)) = (self.copies.get(slot as usize), self.table_of(slot)) else {
             return 0;
         };
         let mut written = 0;
@@ -230,13 +219,7 @@ impl Ggtt {
             for (i, entry) in (first..).zip(bytes.as_chunks::<8>().0) {
                 let index = table * ENTRIES + i;
                 let position = (slot * ENTRIES + i) as usize;
-                written += u32::from(self.sync_entry(
-                    host,
-                    hw,
-                    index,
-                    position,
-                    u64::from_le_bytes(*entry),
-                ));
+                written += u32::from(self.sync_entry(host, hw, index, position, u64::from_le_bytes(*entry)));
             }
         }
         written
@@ -259,9 +242,7 @@ impl Ggtt {
         if wanted == *seen || !self.partition.owns(index) {
             return false;
         }
-        let frame = wanted
-            .checked_sub(1)
-            .and_then(|gfn| self.translator.frame(host, Gfn(u64::from(gfn))));
+        let frame = wanted.checked_sub(1).and_then(|gfn| self.translator.frame(host, Gfn(u64::from(gfn))));
         let becomes = if frame.is_some() { wanted } else { 0 };
         if becomes == *seen {
             return false;
@@ -294,18 +275,12 @@ impl Ggtt {
     }
 
     fn slot(&self, table: u32) -> Option<u32> {
-        let span = self
-            .spans
-            .iter()
-            .find(|span| span.tables.contains(&table))?;
+        let span = self.spans.iter().find(|span| span.tables.contains(&table))?;
         Some(span.slot + (table - span.tables.start))
     }
 
     fn table_of(&self, slot: u32) -> Option<u32> {
-        let span = self
-            .spans
-            .iter()
-            .find(|span| slot.wrapping_sub(span.slot) < span.len())?;
+        let span = self.spans.iter().find(|span| slot.wrapping_sub(span.slot) < span.len())?;
         Some(span.tables.start + (slot - span.slot))
     }
 
@@ -340,24 +315,14 @@ fn key(raw: u64) -> u32 {
 /// Table pages that touch the partition, a page that both ranges touch counted once.
 fn spans(partition: &Partition) -> [Span; 2] {
     let tables = |range: Range<u32>| {
-        let end = if range.is_empty() {
-            range.start / ENTRIES
-        } else {
-            range.end.div_ceil(ENTRIES)
-        };
+        let end = if range.is_empty() { range.start / ENTRIES } else { range.end.div_ceil(ENTRIES) };
         range.start / ENTRIES..end
     };
     let low = tables(partition.aperture());
     let mut high = tables(partition.hidden());
     high.start = high.start.max(low.end).min(high.end);
     let slot = low.end - low.start;
-    [
-        Span {
-            tables: low,
-            slot: 0,
-        },
-        Span { tables: high, slot },
-    ]
+    [Span { tables: low, slot: 0 }, Span { tables: high, slot }]
 }
 
 fn allocate(host: &mut dyn Host, vm: VmId, count: u32) -> Result<Vec<Hpa>, NoFrame> {

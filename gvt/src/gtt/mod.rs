@@ -63,12 +63,7 @@ impl Gtt {
             }
         };
         match Ggtt::new(host, hw, vm, partition, scratch) {
-            Ok(ggtt) => Ok(Self {
-                vm,
-                ggtt,
-                ppgtt,
-                scratch,
-            }),
+            Ok(ggtt) => Ok(Self { vm, ggtt, ppgtt, scratch }),
             Err(NoFrame) => {
                 ppgtt.destroy_all(host);
                 host.free_frame(Owner::Vm(vm), scratch);
@@ -79,12 +74,7 @@ impl Gtt {
 
     /// A sync point: harvests, compares what was written, mends the physical tables. `other` gets each frame that is
     /// watched but holds no page table.
-    pub fn sync(
-        &mut self,
-        host: &mut dyn Host,
-        hw: &mut (impl Hw + ?Sized),
-        other: &mut dyn FnMut(Gfn),
-    ) -> Synced {
+    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), other: &mut dyn FnMut(Gfn)) -> Synced {
         let (ggtt, ppgtt) = (&mut self.ggtt, &mut self.ppgtt);
         host.harvest(self.vm, &mut |dirty| match dirty {
             Dirty::Register(page) => {
@@ -109,9 +99,7 @@ impl Gtt {
 
     /// A trapped load in the GGTT half of BAR0; `offset` is in BAR0.
     pub fn mmio_read(&self, host: &mut dyn Host, offset: u32, bytes: usize) -> u64 {
-        offset
-            .checked_sub(reg::GGTT_OFFSET as u32)
-            .map_or(0, |offset| self.ggtt.load(host, offset, bytes))
+        offset.checked_sub(reg::GGTT_OFFSET as u32).map_or(0, |offset| self.ggtt.load(host, offset, bytes))
     }
 
     /// A trapped store in the GGTT half of BAR0; `offset` is in BAR0.
@@ -125,12 +113,7 @@ impl Gtt {
     ///
     /// # Errors
     /// `Unmapped` if a byte of it is not the guest's; `buf` then holds nothing of use.
-    pub fn read(
-        &self,
-        host: &mut dyn Host,
-        addr: GgttAddr,
-        buf: &mut [u8],
-    ) -> Result<(), Unmapped> {
+    pub fn read(&self, host: &mut dyn Host, addr: GgttAddr, buf: &mut [u8]) -> Result<(), Unmapped> {
         let mut at = addr.0;
         let mut left = buf;
         while !left.is_empty() {
@@ -165,13 +148,7 @@ impl Gtt {
     ///
     /// # Errors
     /// `Unmapped` if a byte of it is not the guest's; `buf` then holds nothing of use.
-    pub fn ppgtt_read(
-        &self,
-        host: &mut dyn Host,
-        pml4: Gpa,
-        addr: PpgttAddr,
-        buf: &mut [u8],
-    ) -> Result<(), Unmapped> {
+    pub fn ppgtt_read(&self, host: &mut dyn Host, pml4: Gpa, addr: PpgttAddr, buf: &mut [u8]) -> Result<(), Unmapped> {
         let mut at = addr.0;
         let mut left = buf;
         while !left.is_empty() {

@@ -12,12 +12,7 @@ pub struct Partition {
 
 impl Partition {
     /// From byte addresses and sizes. `None` unless page aligned, in order and below 4 GiB.
-    pub fn new(
-        aperture: GgttAddr,
-        aperture_bytes: u32,
-        hidden: GgttAddr,
-        hidden_bytes: u32,
-    ) -> Option<Self> {
+    pub fn new(aperture: GgttAddr, aperture_bytes: u32, hidden: GgttAddr, hidden_bytes: u32) -> Option<Self> {
         let aperture = entries(aperture, aperture_bytes)?;
         let hidden = entries(hidden, hidden_bytes)?;
         (aperture.end <= hidden.start).then_some(Self { aperture, hidden })
@@ -68,9 +63,7 @@ mod tests {
     #[test]
     fn ranges_and_edges() {
         let p = Partition::new(GgttAddr(0x10_0000), 0x2000, GgttAddr(0xFFFF_F000), 0x1000).unwrap();
-        assert!(
-            p.owns(0x100) && p.owns(0x101) && !p.owns(0x102) && !p.owns(0xFF) && p.owns(0xF_FFFF)
-        );
+        assert!(p.owns(0x100) && p.owns(0x101) && !p.owns(0x102) && !p.owns(0xFF) && p.owns(0xF_FFFF));
         assert!(p.holds(GgttAddr(0x10_0000), 0x2000));
         assert!(!p.holds(GgttAddr(0x10_0000), 0x2001));
         assert!(!p.holds(GgttAddr(0xF_FFFF), 1));

@@ -42,11 +42,7 @@ impl Hw for FakeHw {
         1 << 20
     }
     fn aperture(&mut self) -> Aperture {
-        Aperture {
-            base: 0,
-            size: 512 << 20,
-            access: ApertureAccess::Mappable,
-        }
+        Aperture { base: 0, size: 512 << 20, access: ApertureAccess::Mappable }
     }
 }
 
@@ -70,11 +66,7 @@ impl Rig {
     /// The guest's CPU stores an entry: without an exit where the page is mapped, else trapped.
     fn store(&mut self, index: u32, pte: u64) {
         let offset = BAR_TABLE + index * 8;
-        if self
-            .host
-            .register_page_write(VM, offset, &pte.to_le_bytes())
-            .is_none()
-        {
+        if self.host.register_page_write(VM, offset, &pte.to_le_bytes()).is_none() {
             self.gtt.mmio_write(&mut self.host, offset, 8, pte);
         }
     }
@@ -106,14 +98,8 @@ fn entries_are_translated_and_only_changes_written() {
     assert_eq!(rig.hw.writes - writes, 3);
     assert_eq!(rig.hw.flushes - flushes, 1);
     assert_eq!(rig.physical(first + 1), rig.host.hpa(VM, Gpa(0x6000)));
-    assert_eq!(
-        rig.physical(HIDDEN.index() + 1023),
-        rig.host.hpa(VM, Gpa(0x7000))
-    );
-    assert_eq!(
-        rig.gtt.ggtt.gpa(GgttAddr(APERTURE.0 + 0x1234)),
-        Some(Gpa(0x6234))
-    );
+    assert_eq!(rig.physical(HIDDEN.index() + 1023), rig.host.hpa(VM, Gpa(0x7000)));
+    assert_eq!(rig.gtt.ggtt.gpa(GgttAddr(APERTURE.0 + 0x1234)), Some(Gpa(0x6234)));
     // The same values, software bits changed: compared, not written, not flushed.
     rig.store(first, 0x5FFF);
     let synced = rig.sync();
@@ -132,24 +118,12 @@ fn what_is_not_the_guests_is_neither_written_nor_read() {
     let mut rig = Rig::new(4 << 20, 4 << 20);
     let before = rig.hw.ptes.clone();
     // Outside the partition: trapped, ignored, reads 0.
-    for index in [
-        0,
-        APERTURE.index() - 1,
-        APERTURE.index() + 1024,
-        HIDDEN.index() + 1024,
-        (1 << 20) - 1,
-    ] {
+    for index in [0, APERTURE.index() - 1, APERTURE.index() + 1024, HIDDEN.index() + 1024, (1 << 20) - 1] {
         rig.store(index, 0x5001);
-        assert_eq!(
-            rig.gtt.mmio_read(&mut rig.host, BAR_TABLE + index * 8, 8),
-            0
-        );
+        assert_eq!(rig.gtt.mmio_read(&mut rig.host, BAR_TABLE + index * 8, 8), 0);
     }
     // Inside, to frames that are not RAM of the guest.
-    for (i, frame) in [16u64 << 20, 1 << 38, 1 << 39, u64::MAX & !0xFFF]
-        .into_iter()
-        .enumerate()
-    {
+    for (i, frame) in [16u64 << 20, 1 << 38, 1 << 39, u64::MAX & !0xFFF].into_iter().enumerate() {
         rig.store(APERTURE.index() + i as u32, frame | 1);
     }
     rig.sync();
@@ -167,8 +141,7 @@ fn a_table_page_at_the_edge_is_shared_with_what_lies_outside() {
     let mut gtt = Gtt::new(&mut host, &mut hw, VM, partition, Limits::default()).unwrap();
     assert_eq!(hw.writes, 3);
     for index in [0u32, 1, 2, 3, 255, 256, 257] {
-        host.register_page_write(VM, BAR_TABLE + index * 8, &0x5001u64.to_le_bytes())
-            .unwrap();
+        host.register_page_write(VM, BAR_TABLE + index * 8, &0x5001u64.to_le_bytes()).unwrap();
     }
     let synced = gtt.sync(&mut host, &mut hw, &mut |_| ());
     assert_eq!((synced.ggtt_tables, synced.ggtt_entries), (1, 3));
@@ -202,20 +175,14 @@ fn trapped_stores_of_any_size_reach_the_copy() {
     let at = BAR_TABLE + APERTURE.index() * 8;
     rig.gtt.mmio_write(&mut rig.host, at, 4, 0x8001);
     rig.sync();
-    assert_eq!(
-        rig.physical(APERTURE.index()),
-        rig.host.hpa(VM, Gpa(0x8000))
-    );
+    assert_eq!(rig.physical(APERTURE.index()), rig.host.hpa(VM, Gpa(0x8000)));
     // The high half makes the address foreign, and back.
     rig.gtt.mmio_write(&mut rig.host, at + 4, 4, 1);
     rig.sync();
     assert_eq!(rig.physical(APERTURE.index()), Some(rig.gtt.scratch));
     rig.gtt.mmio_write(&mut rig.host, at + 4, 1, 0);
     rig.sync();
-    assert_eq!(
-        rig.physical(APERTURE.index()),
-        rig.host.hpa(VM, Gpa(0x8000))
-    );
+    assert_eq!(rig.physical(APERTURE.index()), rig.host.hpa(VM, Gpa(0x8000)));
     assert_eq!(rig.gtt.mmio_read(&mut rig.host, at, 8), 0x8001);
     assert_eq!(rig.gtt.mmio_read(&mut rig.host, at + 1, 2), 0x80);
     // Odd widths, and across the end of a page: no harm.
@@ -237,10 +204,7 @@ fn stamps_tell_which_entries_changed() {
     rig.sync();
     assert!(rig.gtt.ggtt.changed_since(APERTURE, 22 * 4096, then));
     assert!(!rig.gtt.ggtt.changed_since(APERTURE, 16 * 4096, then));
-    assert!(
-        rig.gtt.ggtt.changed_since(GgttAddr(0), 4096, then),
-        "not the vGPU's: never trusted"
-    );
+    assert!(rig.gtt.ggtt.changed_since(GgttAddr(0), 4096, then), "not the vGPU's: never trusted");
 }
 
 #[test]
@@ -256,16 +220,8 @@ fn copies_cross_pages() {
     let mut back = [0; 4];
     rig.gtt.read(&mut rig.host, at, &mut back).unwrap();
     assert_eq!(back, [1, 2, 3, 4]);
-    assert!(
-        rig.gtt
-            .read(&mut rig.host, GgttAddr(APERTURE.0 + 8190), &mut back)
-            .is_err()
-    );
-    assert!(
-        rig.gtt
-            .write(&mut rig.host, GgttAddr(u32::MAX - 1), &back)
-            .is_err()
-    );
+    assert!(rig.gtt.read(&mut rig.host, GgttAddr(APERTURE.0 + 8190), &mut back).is_err());
+    assert!(rig.gtt.write(&mut rig.host, GgttAddr(u32::MAX - 1), &back).is_err());
 }
 
 #[test]
@@ -277,11 +233,7 @@ fn reset_forgets_and_destroy_gives_everything_back() {
     rig.gtt.reset(&mut rig.host, &mut rig.hw);
     assert_eq!(rig.sync().ggtt_entries, 0);
     assert_eq!(rig.physical(APERTURE.index()), Some(rig.gtt.scratch));
-    assert_eq!(
-        rig.gtt
-            .mmio_read(&mut rig.host, BAR_TABLE + APERTURE.index() * 8, 8),
-        0
-    );
+    assert_eq!(rig.gtt.mmio_read(&mut rig.host, BAR_TABLE + APERTURE.index() * 8, 8), 0);
     rig.gtt.destroy(&mut rig.host, &mut rig.hw, Hpa(0x9000));
     assert!(rig.hw.ptes.values().all(|pte| *pte == 0x9001));
     assert_eq!(rig.host.frames_of(Owner::Vm(VM)), 0);
@@ -294,16 +246,7 @@ fn too_small_a_quota_leaves_nothing_behind() {
     for quota in 0..8 {
         host.set_quota(VM, quota);
         let partition = Partition::new(APERTURE, 4 << 20, HIDDEN, 4 << 20).unwrap();
-        assert!(
-            Gtt::new(
-                &mut host,
-                &mut FakeHw::default(),
-                VM,
-                partition,
-                Limits::default()
-            )
-            .is_err()
-        );
+        assert!(Gtt::new(&mut host, &mut FakeHw::default(), VM, partition, Limits::default()).is_err());
         assert_eq!(host.frames_of(Owner::Vm(VM)), 0);
     }
 }
@@ -314,7 +257,6 @@ fn frames_that_hold_no_table_are_handed_on() {
     rig.host.track(VM, Gfn(9)).unwrap();
     rig.host.guest_write32(VM, Gpa(0x9000), 1);
     let mut others = Vec::new();
-    rig.gtt
-        .sync(&mut rig.host, &mut rig.hw, &mut |gfn| others.push(gfn));
+    rig.gtt.sync(&mut rig.host, &mut rig.hw, &mut |gfn| others.push(gfn));
     assert_eq!(others, [Gfn(9)]);
 }

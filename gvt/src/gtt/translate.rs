@@ -14,12 +14,7 @@ pub(super) struct Translator {
 
 impl Translator {
     pub(super) fn new(vm: VmId) -> Self {
-        Self {
-            vm,
-            first: 0,
-            frames: 0,
-            hpa: 0,
-        }
+        Self { vm, first: 0, frames: 0, hpa: 0 }
     }
 
     /// Host frame behind a guest frame; `None` if it is not RAM of the VM.

@@ -48,11 +48,7 @@ impl Attributes {
 
     /// A present 2 MiB entry.
     pub(super) fn large(self, frame: Hpa) -> u64 {
-        let pat = if self.0 & PpgttEntry::PAT != 0 {
-            LARGE_PAT
-        } else {
-            0
-        };
+        let pat = if self.0 & PpgttEntry::PAT != 0 { LARGE_PAT } else { 0 };
         frame.0 & ADDRESS_MASK | self.0 & LINK | pat | PpgttEntry::PAGE_SIZE | PpgttEntry::PRESENT
     }
 }
@@ -88,33 +84,18 @@ impl Kind {
         let entry = PpgttEntry(raw);
         match self {
             Self::Table(Level::Pt) => Entry::Page(gfn(entry.frame()), Attributes(raw & LEAF)),
-            Self::Pages64K => Entry::Page(
-                Gfn(gfn(entry.frame_64k()).0 + (i as u64 & 15)),
-                Attributes(raw & LEAF),
-            ),
+            Self::Pages64K => Entry::Page(Gfn(gfn(entry.frame_64k()).0 + (i as u64 & 15)), Attributes(raw & LEAF)),
             Self::Table(Level::Pd) if entry.is_large() => {
-                let pat = if raw & LARGE_PAT != 0 {
-                    PpgttEntry::PAT
-                } else {
-                    0
-                };
+                let pat = if raw & LARGE_PAT != 0 { PpgttEntry::PAT } else { 0 };
                 Entry::Large(gfn(entry.frame_2m()), Attributes(raw & LINK | pat))
             }
             Self::Table(Level::Pd) => {
-                let kind = if entry.is_64k_table() {
-                    Self::Pages64K
-                } else {
-                    Self::Table(Level::Pt)
-                };
+                let kind = if entry.is_64k_table() { Self::Pages64K } else { Self::Table(Level::Pt) };
                 Entry::Table(gfn(entry.frame()), kind, raw & LINK)
             }
             Self::Table(Level::Pdp | Level::Pml4) if entry.is_large() => Entry::Malformed,
-            Self::Table(Level::Pdp) => {
-                Entry::Table(gfn(entry.frame()), Self::Table(Level::Pd), raw & LINK)
-            }
-            Self::Table(Level::Pml4) => {
-                Entry::Table(gfn(entry.frame()), Self::Table(Level::Pdp), raw & LINK)
-            }
+            Self::Table(Level::Pdp) => Entry::Table(gfn(entry.frame()), Self::Table(Level::Pd), raw & LINK),
+            Self::Table(Level::Pml4) => Entry::Table(gfn(entry.frame()), Self::Table(Level::Pdp), raw & LINK),
             Self::Split(_) => Entry::Malformed,
         }
     }
@@ -139,52 +120,26 @@ mod tests {
     #[test]
     fn decodes_every_level() {
         assert_eq!(PT.decode(0x1234_5002, 0), Entry::Absent);
-        assert_eq!(
-            PT.decode(0x1234_5093, 0),
-            Entry::Page(Gfn(0x12345), Attributes(0x92))
-        );
-        assert_eq!(
-            Kind::Pages64K.decode(0x1234_5003, 5),
-            Entry::Page(Gfn(0x12345), Attributes(2))
-        );
-        assert_eq!(
-            PD.decode(0x1234_5803, 0),
-            Entry::Table(Gfn(0x12345), Kind::Pages64K, 2)
-        );
-        assert_eq!(
-            PD.decode(0x1220_1083, 0),
-            Entry::Large(Gfn(0x12200), Attributes(0x82))
-        );
-        assert_eq!(
-            Kind::Table(Level::Pml4).decode(0x5003, 0),
-            Entry::Table(Gfn(5), Kind::Table(Level::Pdp), 2)
-        );
+        assert_eq!(PT.decode(0x1234_5093, 0), Entry::Page(Gfn(0x12345), Attributes(0x92)));
+        assert_eq!(Kind::Pages64K.decode(0x1234_5003, 5), Entry::Page(Gfn(0x12345), Attributes(2)));
+        assert_eq!(PD.decode(0x1234_5803, 0), Entry::Table(Gfn(0x12345), Kind::Pages64K, 2));
+        assert_eq!(PD.decode(0x1220_1083, 0), Entry::Large(Gfn(0x12200), Attributes(0x82)));
+        assert_eq!(Kind::Table(Level::Pml4).decode(0x5003, 0), Entry::Table(Gfn(5), Kind::Table(Level::Pdp), 2));
     }
 
     #[test]
     fn refuses_what_the_hardware_does_not_define() {
-        for kind in [
-            PT,
-            PD,
-            Kind::Pages64K,
-            Kind::Table(Level::Pdp),
-            Kind::Table(Level::Pml4),
-        ] {
+        for kind in [PT, PD, Kind::Pages64K, Kind::Table(Level::Pdp), Kind::Table(Level::Pml4)] {
             assert_eq!(kind.decode(u64::MAX, 0), Entry::Malformed);
             assert_eq!(kind.decode(1 << 39 | 1, 0), Entry::Malformed);
             assert_eq!(kind.decode(u64::MAX - 1, 0), Entry::Absent);
         }
-        assert_eq!(
-            Kind::Table(Level::Pdp).decode(0x4000_0083, 0),
-            Entry::Malformed
-        );
+        assert_eq!(Kind::Table(Level::Pdp).decode(0x4000_0083, 0), Entry::Malformed);
     }
 
     #[test]
     fn large_pages_keep_their_attributes() {
-        let Entry::Large(_, attributes) = PD.decode(0x1220_109B, 0) else {
-            panic!()
-        };
+        let Entry::Large(_, attributes) = PD.decode(0x1220_109B, 0) else { panic!() };
         assert_eq!(attributes.large(Hpa(0x40_0000)), 0x40_109B);
         assert_eq!(attributes.page(Hpa(0x40_3000)), 0x40_309B);
     }

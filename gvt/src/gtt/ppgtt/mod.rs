@@ -41,10 +41,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            tables: 4096,
-            work: 512,
-        }
+        Self { tables: 4096, work: 512 }
     }
 }
 
@@ -155,10 +152,7 @@ impl Ppgtt {
         for level in [Level::Pml4, Level::Pdp, Level::Pd, Level::Pt] {
             self.reap(host);
             for id in &dirty {
-                let due = self
-                    .store
-                    .get(*id)
-                    .is_some_and(|node| node.dirty && node.kind.level() == level);
+                let due = self.store.get(*id).is_some_and(|node| node.dirty && node.kind.level() == level);
                 if due {
                     self.update(host, *id, Mode::Changed);
                 }
@@ -200,11 +194,7 @@ impl Ppgtt {
             node.shadow
         });
         self.end(host);
-        Shadow {
-            root: shadow.unwrap_or(self.scratch.root()),
-            pin: Pin(root),
-            again,
-        }
+        Shadow { root: shadow.unwrap_or(self.scratch.root()), pin: Pin(root), again }
     }
 
     /// An engine has let go of a root.
@@ -239,12 +229,7 @@ impl Ppgtt {
     /// Gives up every root (virtual reset). Tables still pinned stay until released.
     pub fn clear(&mut self, host: &mut dyn Host) {
         self.begin();
-        let roots: Vec<NodeId> = self
-            .store
-            .iter()
-            .filter(|(_, node)| node.rooted)
-            .map(|(id, _)| id)
-            .collect();
+        let roots: Vec<NodeId> = self.store.iter().filter(|(_, node)| node.rooted).map(|(id, _)| id).collect();
         for id in roots {
             self.uproot(id);
         }
@@ -384,11 +369,7 @@ impl Ppgtt {
             return;
         }
         let shared = self.store.of_frame(gfn).any(|other| {
-            other != id
-                && self
-                    .store
-                    .get(other)
-                    .is_some_and(|node| node.kind.is_guest_table() && !node.garbage)
+            other != id && self.store.get(other).is_some_and(|node| node.kind.is_guest_table() && !node.garbage)
         });
         if !shared {
             host.untrack(self.vm, gfn);
@@ -399,10 +380,6 @@ impl Ppgtt {
 impl Buffers {
     fn new() -> Self {
         let table = || vec![[0; 8]; TABLE_ENTRIES];
-        Self {
-            guest: table(),
-            seen: table(),
-            shadow: table(),
-        }
+        Self { guest: table(), seen: table(), shadow: table() }
     }
 }

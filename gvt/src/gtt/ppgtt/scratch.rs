@@ -15,10 +15,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub(super) fn new(host: &mut dyn Host, vm: VmId, page: Hpa) -> Result<Self, NoFrame> {
-        let mut this = Self {
-            page,
-            tables: [page; 4],
-        };
+        let mut this = Self { page, tables: [page; 4] };
         for level in [Level::Pt, Level::Pd, Level::Pdp, Level::Pml4] {
             match host.alloc_frame(Owner::Vm(vm)) {
                 Ok(frame) => this.place(host, level, frame),
@@ -33,10 +30,7 @@ impl Scratch {
 
     /// What an entry of a table of this level holds when it maps nothing.
     pub(super) fn entry(&self, level: Level) -> u64 {
-        link(
-            level.below().map_or(self.page, |below| self.table(below)),
-            PpgttEntry::WRITABLE,
-        )
+        link(level.below().map_or(self.page, |below| self.table(below)), PpgttEntry::WRITABLE)
     }
 
     /// The root that maps nothing.
@@ -62,9 +56,6 @@ impl Scratch {
     }
 
     fn table(&self, level: Level) -> Hpa {
-        self.tables
-            .get(level as usize)
-            .copied()
-            .unwrap_or(self.page)
+        self.tables.get(level as usize).copied().unwrap_or(self.page)
     }
 }

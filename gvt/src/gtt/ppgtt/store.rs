@@ -92,10 +92,7 @@ impl Store {
 
     /// Every live table.
     pub(super) fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        (0..)
-            .map(NodeId)
-            .zip(&self.nodes)
-            .filter(|(_, node)| node.live)
+        (0..).map(NodeId).zip(&self.nodes).filter(|(_, node)| node.live)
     }
 
     /// Tables in use.
@@ -121,8 +118,7 @@ impl Store {
     }
 
     pub(super) fn find(&self, gfn: Gfn, kind: Kind) -> Option<NodeId> {
-        self.of_frame(gfn)
-            .find(|id| self.get(*id).is_some_and(|node| node.kind == kind))
+        self.of_frame(gfn).find(|id| self.get(*id).is_some_and(|node| node.kind == kind))
     }
 
     /// The table whose shadow lies in this frame.
@@ -138,18 +134,11 @@ impl Store {
     }
 
     /// Adds a table with one reference and frames of its own.
-    pub(super) fn add(
-        &mut self,
-        host: &mut dyn Host,
-        gfn: Gfn,
-        kind: Kind,
-    ) -> Result<NodeId, NoFrame> {
+    pub(super) fn add(&mut self, host: &mut dyn Host, gfn: Gfn, kind: Kind) -> Result<NodeId, NoFrame> {
         if self.used() >= self.limit {
             return Err(NoFrame);
         }
-        let (shadow, seen) = self
-            .frames(host, kind)
-            .inspect_err(|NoFrame| self.dry = true)?;
+        let (shadow, seen) = self.frames(host, kind).inspect_err(|NoFrame| self.dry = true)?;
         let node = Node {
             gfn,
             kind,
@@ -196,8 +185,7 @@ impl Store {
         if node.kind.is_guest_table() {
             host.free_frame(Owner::Vm(self.vm), node.seen);
         }
-        self.retired
-            .push((Generation(self.generation.0 + 1), node.shadow));
+        self.retired.push((Generation(self.generation.0 + 1), node.shadow));
         self.touched = true;
     }
 
@@ -273,31 +261,15 @@ impl Store {
     }
 
     fn unchain(&mut self, id: NodeId, node: &Node) {
-        let (a, b) = (
-            self.bucket(node.gfn.0),
-            self.bucket(node.shadow.0 / PAGE_SIZE),
-        );
-        unlink(&mut self.by_gfn, a, &mut self.nodes, id.0, |node| {
-            &mut node.next_by_gfn
-        });
-        unlink(&mut self.by_shadow, b, &mut self.nodes, id.0, |node| {
-            &mut node.next_by_shadow
-        });
+        let (a, b) = (self.bucket(node.gfn.0), self.bucket(node.shadow.0 / PAGE_SIZE));
+        unlink(&mut self.by_gfn, a, &mut self.nodes, id.0, |node| &mut node.next_by_gfn);
+        unlink(&mut self.by_shadow, b, &mut self.nodes, id.0, |node| &mut node.next_by_shadow);
     }
 }
 
 /// Takes `id` out of the chain that begins in `heads[bucket]`.
-fn unlink(
-    heads: &mut [u32],
-    bucket: usize,
-    nodes: &mut [Node],
-    id: u32,
-    next: fn(&mut Node) -> &mut u32,
-) {
-    let Some(after) = nodes
-        .get_mut(id as usize)
-        .map(|node| core::mem::replace(next(node), NONE))
-    else {
+fn unlink(heads: &mut [u32], bucket: usize, nodes: &mut [Node], id: u32, next: fn(&mut Node) -> &mut u32) {
+    let Some(after) = nodes.get_mut(id as usize).map(|node| core::mem::replace(next(node), NONE)) else {
         return;
     };
     let Some(head) = heads.get_mut(bucket) else {

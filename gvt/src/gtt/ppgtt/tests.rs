@@ -28,17 +28,12 @@ impl Rig {
     }
 
     fn put(&mut self, table: u64, slot: u64, entry: u64) {
-        self.host
-            .guest_write64(VM, Gpa(table * PAGE_SIZE + slot * 8), entry);
+        self.host.guest_write64(VM, Gpa(table * PAGE_SIZE + slot * 8), entry);
     }
 
     /// Makes all slots of a table equal.
     fn fill(&mut self, table: u64, entry: u64) {
-        self.host.guest_write(
-            VM,
-            Gpa(table * PAGE_SIZE),
-            &[entry.to_le_bytes(); 512].concat(),
-        );
+        self.host.guest_write(VM, Gpa(table * PAGE_SIZE), &[entry.to_le_bytes(); 512].concat());
     }
 
     fn sync(&mut self) -> Work {
@@ -78,11 +73,7 @@ impl Rig {
             let mut raw = [0; 8];
             assert!(self.host.ram.read(Hpa(table.0 + slot * 8), &mut raw));
             let entry = u64::from_le_bytes(raw);
-            assert_eq!(
-                entry & 1,
-                1,
-                "a shadow entry that is not present: {va:#x} level {level}"
-            );
+            assert_eq!(entry & 1, 1, "a shadow entry that is not present: {va:#x} level {level}");
             let frame = entry & ADDRESS_MASK;
             if level == 0 {
                 return (Hpa(frame), entry & 0xFFF);
@@ -91,10 +82,7 @@ impl Rig {
                 let flags = entry & 0x1F | entry >> 5 & 0x80;
                 return (Hpa(frame & !0x1F_FFFF | va & 0x1F_F000), flags);
             }
-            assert!(
-                self.host.owner_of(Hpa(frame)) == Some(Owner::Vm(VM)),
-                "a shadow table outside the VM's frames"
-            );
+            assert!(self.host.owner_of(Hpa(frame)) == Some(Owner::Vm(VM)), "a shadow table outside the VM's frames");
             table = Hpa(frame);
         }
         unreachable!()
@@ -120,10 +108,7 @@ impl Rig {
             let (gfn, flags) = match level {
                 0 if ips => (frame & !15 | va >> 12 & 15, entry & 0x9B),
                 0 => (frame, entry & 0x9B),
-                1 if entry & 0x80 != 0 => (
-                    frame & !511 | va >> 12 & 511,
-                    entry & 0x1B | entry >> 5 & 0x80,
-                ),
+                1 if entry & 0x80 != 0 => (frame & !511 | va >> 12 & 511, entry & 0x1B | entry >> 5 & 0x80),
                 2 | 3 if entry & 0x80 != 0 => return None,
                 _ => {
                     if frame >= FRAMES {
@@ -134,10 +119,7 @@ impl Rig {
                     continue;
                 }
             };
-            return self
-                .host
-                .hpa(VM, Gpa(gfn * PAGE_SIZE))
-                .map(|hpa| (hpa, flags));
+            return self.host.hpa(VM, Gpa(gfn * PAGE_SIZE)).map(|hpa| (hpa, flags));
         }
         None
     }
@@ -154,13 +136,13 @@ impl Rig {
 /// PML4 at frame 1, PDP 2, PD 3, PT 4; i915's shape: all unused entries lead to one scratch tree at frames 10 to 13.
 fn i915(rig: &mut Rig) {
     for (table, below) in [(10, 11), (11, 12), (12, 13), (13, 14)] {
-        rig.fill(table, below * PAGE_SIZE | 3);
+        rig.fill(table, (below * PAGE_SIZE) | 3);
     }
     for (table, below, scratch) in [(1, 2, 11), (2, 3, 12), (3, 4, 13)] {
-        rig.fill(table, scratch * PAGE_SIZE | 3);
-        rig.put(table, 0, below * PAGE_SIZE | 3);
+        rig.fill(table, (scratch * PAGE_SIZE) | 3);
+        rig.put(table, 0, (below * PAGE_SIZE) | 3);
     }
-    rig.fill(4, 14 * PAGE_SIZE | 3);
+    rig.fill(4, (14 * PAGE_SIZE) | 3);
 }
 
 #[test]
@@ -169,19 +151,11 @@ fn shared_scratch_tree_costs_one_table_a_level() {
     i915(&mut rig);
     let root = rig.root(1);
     assert_eq!(rig.ppgtt.tables(), 7);
-    for va in [
-        0,
-        0x1000,
-        0x1F_F000,
-        0x20_0000,
-        1 << 30,
-        1 << 39,
-        0xFFFF_FFFF_F000,
-    ] {
+    for va in [0, 0x1000, 0x1F_F000, 0x20_0000, 1 << 30, 1 << 39, 0xFFFF_FFFF_F000] {
         rig.check(1, root, va);
     }
     // A second address space shares the scratch tree.
-    rig.fill(21, 11 * PAGE_SIZE | 3);
+    rig.fill(21, (11 * PAGE_SIZE) | 3);
     let root = rig.root(21);
     assert_eq!(rig.ppgtt.tables(), 8);
     rig.check(21, root, 0x1234_5000);
@@ -196,16 +170,10 @@ fn a_table_of_512_stores_is_one_exit_and_one_comparison() {
     rig.flush();
     let exits = rig.host.track_exits;
     for slot in 0..512 {
-        rig.put(4, slot, (100 + slot) * PAGE_SIZE | 3);
+        rig.put(4, slot, ((100 + slot) * PAGE_SIZE) | 3);
     }
     assert_eq!(rig.host.track_exits - exits, 1);
-    assert_eq!(
-        rig.sync(),
-        Work {
-            tables: 1,
-            entries: 512
-        }
-    );
+    assert_eq!(rig.sync(), Work { tables: 1, entries: 512 });
     assert!(rig.ppgtt.needs_flush());
     for slot in 0..512 {
         rig.check(1, root, slot << 12);
@@ -213,14 +181,8 @@ fn a_table_of_512_stores_is_one_exit_and_one_comparison() {
     rig.flush();
     assert_eq!(rig.sync(), Work::default());
     // The same values again: compared, nothing written, nothing to flush.
-    rig.put(4, 9, 109 * PAGE_SIZE | 3);
-    assert_eq!(
-        rig.sync(),
-        Work {
-            tables: 1,
-            entries: 0
-        }
-    );
+    rig.put(4, 9, (109 * PAGE_SIZE) | 3);
+    assert_eq!(rig.sync(), Work { tables: 1, entries: 0 });
     assert!(!rig.ppgtt.needs_flush());
 }
 
@@ -233,7 +195,7 @@ fn large_and_64k_pages() {
     // 2 MiB at the end of RAM and beyond: partly scratch.
     rig.put(3, 2, (MIB << 20) | 0x83);
     // A 64 KiB table.
-    rig.put(3, 3, 5 * PAGE_SIZE | 0x803);
+    rig.put(3, 3, (5 * PAGE_SIZE) | 0x803);
     for slot in 0..512 {
         rig.put(5, slot, 0x12_3000 | 1 | (slot & 16) >> 3);
     }
@@ -248,7 +210,7 @@ fn large_and_64k_pages() {
     let work = rig.sync();
     assert_eq!(work.entries, 0);
     // From 64 KiB to 4 KiB pages in the same table.
-    rig.put(3, 3, 5 * PAGE_SIZE | 3);
+    rig.put(3, 3, (5 * PAGE_SIZE) | 3);
     rig.put(5, 17, 0x77_7003);
     rig.sync();
     for va in (0x60_0000..0x80_0000).step_by(0x1000) {
@@ -265,11 +227,7 @@ fn a_large_page_that_is_not_contiguous_is_split() {
     rig.host.add_vm(odd, 8);
     let page = rig.host.alloc_frame(Owner::Vm(odd)).unwrap();
     let mut ppgtt = Ppgtt::new(&mut rig.host, odd, page, Limits::default()).unwrap();
-    for (table, entry) in [
-        (1u64, 2 * PAGE_SIZE | 3),
-        (2, 3 * PAGE_SIZE | 3),
-        (3, 0x20_0000 | 0x83),
-    ] {
+    for (table, entry) in [(1u64, (2 * PAGE_SIZE) | 3), (2, (3 * PAGE_SIZE) | 3), (3, 0x20_0000 | 0x83)] {
         rig.host.guest_write64(odd, Gpa(table * PAGE_SIZE), entry);
     }
     let shadow = ppgtt.acquire(&mut rig.host, Gpa(PAGE_SIZE));
@@ -295,7 +253,7 @@ fn cycles_end_by_level() {
     let va = 0x1234_5678_9000;
     rig.check(1, root, va);
     // Every reading of the page follows one store to it.
-    rig.put(1, 3, 5 * PAGE_SIZE | 3);
+    rig.put(1, 3, (5 * PAGE_SIZE) | 3);
     // Four compared, and page 5 read in three ways.
     assert_eq!(rig.sync().tables, 7);
     rig.check(1, root, 3 << 12);
@@ -339,14 +297,11 @@ fn garbage_is_scratched_untracked_and_comes_back() {
     assert_eq!(rig.gpu(root, 0).0, rig.page);
     let exits = rig.host.track_exits;
     rig.fill(4, 0x0123_4567_89AB_CDEF);
-    assert_eq!(
-        rig.host.track_exits, exits,
-        "data that is no table costs no exit"
-    );
+    assert_eq!(rig.host.track_exits, exits, "data that is no table costs no exit");
     rig.root(1);
     assert!(!rig.host.is_tracked(VM, Gfn(4)));
     // It becomes a table again.
-    rig.fill(4, 77 * PAGE_SIZE | 3);
+    rig.fill(4, (77 * PAGE_SIZE) | 3);
     assert_eq!(rig.root(1), root);
     assert!(rig.host.is_tracked(VM, Gfn(4)));
     rig.check(1, root, 0x5000);
@@ -375,11 +330,7 @@ fn frames_stay_until_flushed_and_pinned_roots_until_released() {
     assert_eq!(rig.ppgtt.tables(), 0);
     assert_eq!(rig.ppgtt.retired(), 7);
     assert!(rig.ppgtt.needs_flush());
-    assert_eq!(
-        rig.host.owner_of(shadow.root),
-        Some(Owner::Vm(VM)),
-        "a TLB may still lead there"
-    );
+    assert_eq!(rig.host.owner_of(shadow.root), Some(Owner::Vm(VM)), "a TLB may still lead there");
     rig.flush();
     assert_eq!(rig.host.owner_of(shadow.root), None);
     let page = rig.page;
@@ -405,21 +356,18 @@ fn a_flush_frees_only_what_was_retired_before_it() {
 
 #[test]
 fn out_of_quota_evicts_idle_roots_and_never_fails() {
-    let mut rig = Rig::new(Limits {
-        tables: 12,
-        work: 512,
-    });
+    let mut rig = Rig::new(Limits { tables: 12, work: 512 });
     i915(&mut rig);
     rig.root(1);
     // A second space with six tables of its own does not fit beside the first.
     for (table, below) in [(31, 32), (32, 33)] {
         rig.fill(table, 0);
-        rig.put(table, 0, below * PAGE_SIZE | 3);
+        rig.put(table, 0, (below * PAGE_SIZE) | 3);
     }
     rig.fill(33, 0);
     for slot in 0..6 {
-        rig.put(33, slot, (40 + slot) * PAGE_SIZE | 3);
-        rig.fill(40 + slot, (200 + slot) * PAGE_SIZE | 3);
+        rig.put(33, slot, ((40 + slot) * PAGE_SIZE) | 3);
+        rig.fill(40 + slot, ((200 + slot) * PAGE_SIZE) | 3);
     }
     let root = rig.root(31);
     for slot in 0..6 {
@@ -427,7 +375,7 @@ fn out_of_quota_evicts_idle_roots_and_never_fails() {
     }
     // Hostile: more distinct tables than there are frames. What does not fit is scratch.
     for slot in 0..512 {
-        rig.put(33, slot, (40 + slot) * PAGE_SIZE | 3);
+        rig.put(33, slot, ((40 + slot) * PAGE_SIZE) | 3);
     }
     rig.sync();
     let root = rig.root(31);
@@ -465,17 +413,14 @@ fn the_hosts_quota_is_respected_and_frames_come_back() {
 
 #[test]
 fn work_in_one_call_is_bounded() {
-    let mut rig = Rig::new(Limits {
-        tables: 4096,
-        work: 16,
-    });
-    rig.fill(1, 2 * PAGE_SIZE | 3);
+    let mut rig = Rig::new(Limits { tables: 4096, work: 16 });
+    rig.fill(1, (2 * PAGE_SIZE) | 3);
     rig.fill(2, 0);
-    rig.put(2, 0, 3 * PAGE_SIZE | 3);
+    rig.put(2, 0, (3 * PAGE_SIZE) | 3);
     rig.fill(3, 0);
     for slot in 0..100 {
-        rig.put(3, slot, (100 + slot) * PAGE_SIZE | 3);
-        rig.fill(100 + slot, (300 + slot) * PAGE_SIZE | 3);
+        rig.put(3, slot, ((100 + slot) * PAGE_SIZE) | 3);
+        rig.fill(100 + slot, ((300 + slot) * PAGE_SIZE) | 3);
     }
     let first = rig.ppgtt.acquire(&mut rig.host, Gpa(PAGE_SIZE));
     assert!(first.again);
@@ -497,17 +442,7 @@ fn random_stores_agree_with_a_walk_of_the_guests_tables() {
         state
     };
     const SLOTS: [u64; 4] = [0, 1, 16, 511];
-    for limits in [
-        Limits::default(),
-        Limits {
-            tables: 4096,
-            work: 3,
-        },
-        Limits {
-            tables: 64,
-            work: 16,
-        },
-    ] {
+    for limits in [Limits::default(), Limits { tables: 4096, work: 3 }, Limits { tables: 64, work: 16 }] {
         let mut rig = Rig::new(limits);
         for round in 0..300 {
             for _ in 0..next() % 12 {
@@ -525,17 +460,11 @@ fn random_stores_agree_with_a_walk_of_the_guests_tables() {
                     _ => 3,
                 };
                 let high = if next() % 32 == 0 { 1 << 40 } else { 0 };
-                rig.put(
-                    table,
-                    SLOTS[next() as usize % 4],
-                    target * PAGE_SIZE | flags | high | next() & 0x18,
-                );
+                rig.put(table, SLOTS[next() as usize % 4], (target * PAGE_SIZE) | flags | high | next() & 0x18);
             }
             rig.sync();
             match next() % 6 {
-                0 => rig
-                    .ppgtt
-                    .destroy(&mut rig.host, Gpa((1 + next() % 14) * PAGE_SIZE)),
+                0 => rig.ppgtt.destroy(&mut rig.host, Gpa((1 + next() % 14) * PAGE_SIZE)),
                 1 => rig.flush(),
                 _ => {}
             }
@@ -567,7 +496,7 @@ fn random_stores_agree_with_a_walk_of_the_guests_tables() {
 fn guest_walk_matches_the_shadow() {
     let mut rig = Rig::new(Limits::default());
     i915(&mut rig);
-    rig.put(4, 7, 55 * PAGE_SIZE | 3);
+    rig.put(4, 7, (55 * PAGE_SIZE) | 3);
     let at = |rig: &mut Rig, va| rig.ppgtt.gpa(&mut rig.host, Gpa(PAGE_SIZE), PpgttAddr(va));
     assert_eq!(at(&mut rig, 0x7123), Some(Gpa(55 * PAGE_SIZE + 0x123)));
     assert_eq!(at(&mut rig, 0x8000), Some(Gpa(14 * PAGE_SIZE)));

@@ -86,8 +86,7 @@ impl Ppgtt {
                 sample = [[0xFF; 8]; 64];
             }
             for (i, raw) in sample.iter().enumerate() {
-                malformed +=
-                    u16::from(self.is_malformed(host, node.kind, u64::from_le_bytes(*raw), i));
+                malformed += u16::from(self.is_malformed(host, node.kind, u64::from_le_bytes(*raw), i));
             }
         }
         if malformed > MALFORMED_LIMIT || host.track(self.vm, node.gfn).is_err() {
@@ -121,23 +120,9 @@ impl Ppgtt {
         }
     }
 
-    fn update_with(
-        &mut self,
-        host: &mut dyn Host,
-        id: NodeId,
-        node: &Node,
-        mode: Mode,
-        buffers: &mut Buffers,
-    ) {
-        let Buffers {
-            guest,
-            seen,
-            shadow,
-        } = buffers;
-        if host
-            .read(self.vm, node.gfn.gpa(), guest.as_flattened_mut())
-            .is_err()
-        {
+    fn update_with(&mut self, host: &mut dyn Host, id: NodeId, node: &Node, mode: Mode, buffers: &mut Buffers) {
+        let Buffers { guest, seen, shadow } = buffers;
+        if host.read(self.vm, node.gfn.gpa(), guest.as_flattened_mut()).is_err() {
             guest.fill([0; 8]);
         }
         let nothing = self.scratch.entry(node.kind.level()).to_le_bytes();
@@ -161,19 +146,14 @@ impl Ppgtt {
         }
         let mut span = Span::default();
         for i in 0..TABLE_ENTRIES {
-            let (Some(now), Some(was)) = (
-                guest.get(node.kind.source(i)),
-                seen.get(node.kind.source(i)),
-            ) else {
+            let (Some(now), Some(was)) = (guest.get(node.kind.source(i)), seen.get(node.kind.source(i))) else {
                 break;
             };
             let Some(slot) = shadow.get_mut(i) else { break };
             if now == was && !(mode == Mode::Missing && *slot == nothing) {
                 continue;
             }
-            let entry = self
-                .shadow_entry(host, id, node.kind, u64::from_le_bytes(*now), i)
-                .to_le_bytes();
+            let entry = self.shadow_entry(host, id, node.kind, u64::from_le_bytes(*now), i).to_le_bytes();
             if entry != *slot {
                 let old = core::mem::replace(slot, entry);
                 self.unlink_from(node.kind, u64::from_le_bytes(old));
@@ -187,14 +167,7 @@ impl Ppgtt {
     }
 
     /// Writes what `update_with` changed.
-    fn store_table(
-        &mut self,
-        host: &mut dyn Host,
-        node: &Node,
-        mode: Mode,
-        span: Span,
-        buffers: &Buffers,
-    ) {
+    fn store_table(&mut self, host: &mut dyn Host, node: &Node, mode: Mode, span: Span, buffers: &Buffers) {
         if mode == Mode::Fresh {
             host.write_frame(node.shadow, 0, buffers.shadow.as_flattened());
             host.write_frame(node.seen, 0, buffers.guest.as_flattened());
@@ -219,9 +192,7 @@ impl Ppgtt {
                 self.unlink(u64::from_le_bytes(*entry));
             }
         }
-        buffers
-            .shadow
-            .fill(self.scratch.entry(node.kind.level()).to_le_bytes());
+        buffers.shadow.fill(self.scratch.entry(node.kind.level()).to_le_bytes());
         buffers.seen.fill([0; 8]);
         host.write_frame(node.shadow, 0, buffers.shadow.as_flattened());
         host.write_frame(node.seen, 0, buffers.seen.as_flattened());
@@ -235,39 +206,23 @@ impl Ppgtt {
     }
 
     /// What the shadow entry of slot `i` must be. Takes a reference to the child if it leads to one.
-    fn shadow_entry(
-        &mut self,
-        host: &mut dyn Host,
-        id: NodeId,
-        kind: Kind,
-        raw: u64,
-        i: usize,
-    ) -> u64 {
+    fn shadow_entry(&mut self, host: &mut dyn Host, id: NodeId, kind: Kind, raw: u64, i: usize) -> u64 {
         let nothing = self.scratch.entry(kind.level());
         let (child, attributes) = match kind.decode(raw, i) {
             Entry::Absent | Entry::Malformed => return nothing,
             Entry::Page(gfn, attributes) => {
-                return self
-                    .translator
-                    .frame(host, gfn)
-                    .map_or(nothing, |hpa| attributes.page(hpa));
+                return self.translator.frame(host, gfn).map_or(nothing, |hpa| attributes.page(hpa));
             }
             Entry::Large(gfn, attributes) => {
                 if let Some(hpa) = self.translator.contiguous(host, gfn, TABLE_ENTRIES as u64) {
                     return attributes.large(hpa);
                 }
-                (
-                    self.child(host, gfn, Kind::Split(attributes)),
-                    PpgttEntry::WRITABLE,
-                )
+                (self.child(host, gfn, Kind::Split(attributes)), PpgttEntry::WRITABLE)
             }
             Entry::Table(gfn, kind, attributes) => (self.child(host, gfn, kind), attributes),
         };
         match child {
-            Child::Found(child) => self
-                .store
-                .get(child)
-                .map_or(nothing, |child| link(child.shadow, attributes)),
+            Child::Found(child) => self.store.get(child).map_or(nothing, |child| link(child.shadow, attributes)),
             Child::Refused => nothing,
             Child::Starved => {
                 self.leave_incomplete(id);
@@ -321,9 +276,7 @@ impl Ppgtt {
         for at in (0..TABLE_ENTRIES).step_by(row.len()) {
             for (i, slot) in (at..).zip(&mut row) {
                 let frame = self.translator.frame(host, Gfn(first.0 + i as u64));
-                *slot = frame
-                    .map_or(nothing, |hpa| attributes.page(hpa))
-                    .to_le_bytes();
+                *slot = frame.map_or(nothing, |hpa| attributes.page(hpa)).to_le_bytes();
             }
             host.write_frame(shadow, at * 8, row.as_flattened());
         }
@@ -338,23 +291,13 @@ impl Ppgtt {
     }
 
     /// Malformed entries of the table as it is now.
-    fn count_malformed(
-        &mut self,
-        host: &mut dyn Host,
-        node: &Node,
-        guest: &[[u8; 8]],
-        seen: &[[u8; 8]],
-    ) -> u16 {
+    fn count_malformed(&mut self, host: &mut dyn Host, node: &Node, guest: &[[u8; 8]], seen: &[[u8; 8]]) -> u16 {
         let mut count = node.malformed;
         for (i, (now, was)) in guest.iter().zip(seen).enumerate() {
             if now != was && node.kind.source(i) == i {
                 count += u16::from(self.is_malformed(host, node.kind, u64::from_le_bytes(*now), i));
-                count = count.saturating_sub(u16::from(self.is_malformed(
-                    host,
-                    node.kind,
-                    u64::from_le_bytes(*was),
-                    i,
-                )));
+                count =
+                    count.saturating_sub(u16::from(self.is_malformed(host, node.kind, u64::from_le_bytes(*was), i)));
             }
         }
         count

@@ -15,12 +15,7 @@ impl Ppgtt {
         for _ in 0..4 {
             let slot = kind.level().index(addr);
             let mut raw = [0; 8];
-            host.read(
-                self.vm,
-                Gpa(table.gpa().0 + kind.source(slot) as u64 * 8),
-                &mut raw,
-            )
-            .ok()?;
+            host.read(self.vm, Gpa(table.gpa().0 + kind.source(slot) as u64 * 8), &mut raw).ok()?;
             match kind.decode(u64::from_le_bytes(raw), slot) {
                 Entry::Absent | Entry::Malformed => return None,
                 Entry::Table(gfn, below, _) => (table, kind) = (gfn, below),
