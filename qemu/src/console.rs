@@ -45,9 +45,10 @@ impl Console {
     pub fn parse(log: &str) -> Self {
         let mut console = Self::default();
         for line in log.lines().map(|line| line.trim_end_matches('\r')) {
-            if let Some(fact) = Fact::parse(line) {
+            let own = line.strip_prefix("prism: ");
+            if let Some(fact) = Fact::parse(own.unwrap_or(line)) {
                 console.facts.push(fact);
-            } else if let Some(text) = line.strip_prefix("prism: ") {
+            } else if let Some(text) = own {
                 console.prism.push(text.into());
             } else if let Some((name, text)) = line
                 .strip_prefix('[')
