@@ -20,6 +20,7 @@ pub use batch::Source;
 pub use registers::{ContextRegisters, UNSAVED};
 
 use crate::gtt::Partition;
+use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use batch::Pending;
 use core::fmt;

@@ -123,7 +123,7 @@ fn what_is_not_the_guests_is_neither_written_nor_read() {
         assert_eq!(rig.gtt.mmio_read(&mut rig.host, BAR_TABLE + index * 8, 8), 0);
     }
     // Inside, to frames that are not RAM of the guest.
-    for (i, frame) in [16u64 << 20, 1 << 38, 1 << 39, u64::MAX & !0xFFF].into_iter().enumerate() {
+    for (i, frame) in [16u64 << 20, 1 << 38, 1 << 39, !0xFFFu64].into_iter().enumerate() {
         rig.store(APERTURE.index() + i as u32, frame | 1);
     }
     rig.sync();
