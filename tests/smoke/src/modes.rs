@@ -23,10 +23,7 @@ fn open() -> Result<Gpu, String> {
 
 fn named(gpu: &Gpu, name: &str) -> Result<Engine, String> {
     let engines = told(gpu.engines(), "engines")?;
-    engines
-        .into_iter()
-        .find(|engine| engine.to_string() == name)
-        .ok_or_else(|| format!("no engine {name}"))
+    engines.into_iter().find(|engine| engine.to_string() == name).ok_or_else(|| format!("no engine {name}"))
 }
 
 /// Marks a phase for whoever counts on the other side.
@@ -46,13 +43,10 @@ pub fn load(report: &mut Report, seconds: u32, name: &str) -> Result<(), String>
     drop(gpu);
     let begun = Instant::now();
     let end = begun + Duration::from_secs(seconds.into());
-    let start =
-        |engine: Engine| std::thread::spawn(move || (engine, load_engine(engine, begun, end)));
+    let start = |engine: Engine| std::thread::spawn(move || (engine, load_engine(engine, begun, end)));
     let threads: Vec<_> = engines.into_iter().map(start).collect();
     for thread in threads {
-        let (engine, outcome) = thread
-            .join()
-            .map_err(|_| "a thread of the load ended badly")?;
+        let (engine, outcome) = thread.join().map_err(|_| "a thread of the load ended badly")?;
         report.case("load", engine, outcome);
     }
     Ok(())
@@ -77,28 +71,18 @@ impl<'g> Work<'g> {
                 pitch,
                 height: size / pitch,
             };
-            let rect = Rect {
-                x1: 0,
-                y1: 0,
-                x2: pitch / 4,
-                y2: size / pitch,
-            };
+            let rect = Rect { x1: 0, y1: 0, x2: pitch / 4, y2: size / pitch };
             let copy = |batch: Batch, _| batch.copy(&surface(&from), (0, 0), &surface(&to), rect);
             let commands = (0..units).fold(Batch::default(), copy).end();
             (vec![from, to], commands)
         } else {
             (Vec::new(), Batch::default().nothing(units << 16).end())
         };
-        Ok(Self {
-            context: gpu.context(engine)?,
-            batch: gpu.batch(&commands)?,
-            data,
-        })
+        Ok(Self { context: gpu.context(engine)?, batch: gpu.batch(&commands)?, data })
     }
 
     fn submit(&self) -> std::io::Result<Fence> {
-        self.context
-            .submit(&self.batch, &self.data.iter().collect::<Vec<_>>())
+        self.context.submit(&self.batch, &self.data.iter().collect::<Vec<_>>())
     }
 
     /// The shortest of a few runs.
@@ -115,17 +99,12 @@ impl<'g> Work<'g> {
 
 fn load_engine(engine: Engine, begun: Instant, end: Instant) -> Outcome {
     let gpu = open()?;
-    let unit = told(
-        Work::new(&gpu, engine, 1).and_then(|work| work.time()),
-        "calibration",
-    )?;
+    // Several units, so that the time of a submission does not count for much.
+    let four = told(Work::new(&gpu, engine, 4).and_then(|work| work.time()), "calibration")?;
+    let unit = four / 4;
     let units = (PIECE.as_nanos() / unit.as_nanos().max(1)).clamp(1, 64) as usize;
     let work = told(Work::new(&gpu, engine, units), "work")?;
-    println!(
-        "LOAD {engine} unit_us={} units={units} t_us={}",
-        unit.as_micros(),
-        begun.elapsed().as_micros()
-    );
+    println!("LOAD {engine} unit_us={} units={units} t_us={}", unit.as_micros(), begun.elapsed().as_micros());
     let (mut queue, mut done, mut next_report) = (VecDeque::new(), 0u64, Instant::now());
     while Instant::now() < end {
         while queue.len() < 3 {
@@ -136,17 +115,11 @@ fn load_engine(engine: Engine, begun: Instant, end: Instant) -> Outcome {
             done += 1;
         }
         if Instant::now() >= next_report {
-            println!(
-                "LOAD {engine} done={done} t_us={}",
-                begun.elapsed().as_micros()
-            );
+            println!("LOAD {engine} done={done} t_us={}", begun.elapsed().as_micros());
             next_report += REPORT_EVERY;
         }
     }
-    println!(
-        "LOAD {engine} done={done} end t_us={}",
-        begun.elapsed().as_micros()
-    );
+    println!("LOAD {engine} done={done} end t_us={}", begun.elapsed().as_micros());
     for fence in queue {
         told(fence.wait(), "the last ones")?;
     }
@@ -199,16 +172,8 @@ fn hang_one(gpu: &Gpu, engine: Engine) -> Outcome {
 fn store_one(gpu: &Gpu, engine: Engine) -> Outcome {
     let context = told(gpu.context(engine), "context")?;
     let data = told(gpu.buffer(4096), "buffer")?;
-    let batch = told(
-        gpu.batch(&Batch::default().store(data.address, 0xa11).end()),
-        "batch",
-    )?;
-    told(
-        context
-            .submit(&batch, &[&data])
-            .and_then(|fence| fence.wait()),
-        "submit",
-    )?;
+    let batch = told(gpu.batch(&Batch::default().store(data.address, 0xa11).end()), "batch")?;
+    told(context.submit(&batch, &[&data]).and_then(|fence| fence.wait()), "submit")?;
     expect("the store", told(data.map(), "map")?.get(0), 0xa11)?;
     Ok(String::new())
 }
@@ -257,29 +222,16 @@ pub fn remap(report: &mut Report, count: u32) -> Result<(), String> {
     let gpu = open()?;
     let engine = named(&gpu, "rcs0")?;
     let context = told(gpu.context(engine), "context")?;
-    let (even, mut odd) = (
-        told(gpu.buffer(SIZE), "buffer")?,
-        told(gpu.buffer(SIZE), "buffer")?,
-    );
+    let (even, mut odd) = (told(gpu.buffer(SIZE), "buffer")?, told(gpu.buffer(SIZE), "buffer")?);
     odd.address = even.address;
     let last = even.address + SIZE as u64 - 4;
-    let commands = |value| {
-        Batch::default()
-            .store(even.address, value)
-            .store(last, value)
-            .end()
-    };
+    let commands = |value| Batch::default().store(even.address, value).store(last, value).end();
     mark(&gpu, 5);
     let begun = Instant::now();
     for number in 0..count {
         let target = if number % 2 == 0 { &even } else { &odd };
         let batch = told(gpu.batch(&commands(number + 1)), "batch")?;
-        told(
-            context
-                .submit(&batch, &[target])
-                .and_then(|fence| fence.wait()),
-            "submit",
-        )?;
+        told(context.submit(&batch, &[target]).and_then(|fence| fence.wait()), "submit")?;
     }
     let mean = begun.elapsed().as_nanos() / u128::from(count.max(1));
     mark(&gpu, 6);
@@ -291,11 +243,7 @@ pub fn remap(report: &mut Report, count: u32) -> Result<(), String> {
         Ok(String::new())
     };
     // Of 1 to `count`, odd numbers went to one buffer and even numbers to the other.
-    report.case(
-        "remap-even",
-        engine,
-        check(&even, count.div_ceil(2) * 2 - 1),
-    );
+    report.case("remap-even", engine, check(&even, count.div_ceil(2) * 2 - 1));
     report.case("remap-odd", engine, check(&odd, count / 2 * 2));
     Ok(())
 }
