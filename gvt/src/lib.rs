@@ -10,6 +10,7 @@
 extern crate alloc;
 
 mod gpu;
+pub mod audit;
 pub mod gtt;
 pub mod host;
 pub mod hw;

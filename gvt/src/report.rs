@@ -1,6 +1,7 @@
 //! What the mediator tells the hypervisor about a guest that broke a rule (design D9), and why it could not start.
 
 use crate::VmId;
+use crate::audit::AuditFault;
 use alloc::collections::VecDeque;
 use core::fmt;
 use gvt_defs::Engine;
@@ -17,16 +18,12 @@ pub enum Action {
 /// Why.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
-    /// A submission was refused by the audit: dword offset, command header, reason.
+    /// A submission was refused by the audit.
     Audit {
         /// The engine submitted to.
         engine: Engine,
-        /// Dword offset in the buffer.
-        offset: u32,
-        /// The command's header.
-        header: u32,
-        /// The audit's words.
-        reason: &'static str,
+        /// What the audit found.
+        fault: AuditFault,
     },
     /// A submission was malformed before any command was looked at.
     Submission {
@@ -64,9 +61,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vGPU of VM {}: ", self.vm.0)?;
         match self.cause {
-            Cause::Audit { engine, offset, header, reason } => {
-                write!(f, "{} refused a submission: {reason}, dword {offset}, command {header:#010x}", engine.info().name)
-            }
+            Cause::Audit { engine, fault } => write!(f, "{} refused a submission: {fault}", engine.info().name),
             Cause::Submission { engine, what } => write!(f, "{} refused a submission: {what}", engine.info().name),
             Cause::NoRoom { engine } => write!(f, "{} refused a submission: quota spent", engine.info().name),
             Cause::Hang { engine } => write!(f, "{} hung while others waited; reset", engine.info().name),

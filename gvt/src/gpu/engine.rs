@@ -83,6 +83,8 @@ pub(crate) struct PhysEngine {
     pub(crate) run: Option<Run>,
     /// Who used it last, since when without a break.
     pub(crate) slice: Option<(usize, Nanos)>,
+    /// Whether the registers of an image that the hardware saved are known.
+    pub(crate) learnt: bool,
     /// RING_IMR as written.
     imr: u32,
 }
@@ -100,6 +102,7 @@ impl PhysEngine {
             owner: None,
             run: None,
             slice: None,
+            learnt: false,
             imr: u32::MAX,
         }
     }
@@ -120,6 +123,12 @@ impl PhysEngine {
         self.imr = u32::MAX;
         self.status.write(host, HWSP_CSB_WRITE, &[self.csb_read]);
         self.parking.restart(host);
+    }
+
+    /// Copies the parking context's image, page 0 left out. It is the hardware's own writing once a guest context has
+    /// been loaded after it.
+    pub(crate) fn parking_image(&self, host: &mut dyn Host, dwords: &mut [u32]) {
+        self.parking.read_image(host, dwords);
     }
 
     /// Whether a submission may be made: the last one has been seen to start.

@@ -37,11 +37,6 @@ impl<W: Hw> Counted<W> {
         self.totals.reads + self.totals.writes
     }
 
-    #[cfg(test)]
-    pub(crate) fn inner(&mut self) -> &mut W {
-        &mut self.inner
-    }
-
     /// Reads `offset` until `done`, a bounded number of times.
     pub(crate) fn poll(&mut self, offset: u32, done: impl Fn(u32) -> bool) -> bool {
         (0..POLLS).any(|_| done(self.read(offset)))

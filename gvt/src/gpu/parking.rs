@@ -61,6 +61,11 @@ impl Parking {
         Descriptor::new(self.image.ggtt(), tag(self.engine))
     }
 
+    /// Copies the image, page 0 left out.
+    pub(crate) fn read_image(&self, host: &mut dyn Host, dwords: &mut [u32]) {
+        self.image.read(host, context::REGISTER_PAGE, dwords);
+    }
+
     /// After a reset of the engine the image may be half written: it starts afresh.
     pub(crate) fn restart(&mut self, host: &mut dyn Host) {
         self.tail = 0;

@@ -10,7 +10,8 @@ use gvt_defs::{GgttAddr, Hpa, PAGE_SIZE, reg};
 
 /// Bytes kept at the top of the GGTT.
 pub(crate) const RESERVED: u32 = 64 << 20;
-const PAGES: u32 = RESERVED / PAGE_SIZE as u32;
+/// The same in pages.
+pub(crate) const PAGES: u32 = RESERVED / PAGE_SIZE as u32;
 
 /// Pages of graphics address space and the frames behind them.
 #[derive(Debug)]

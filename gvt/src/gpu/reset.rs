@@ -62,11 +62,14 @@ impl<W: Hw> Gpu<W> {
     pub(crate) fn reset_all(&mut self, host: &mut dyn Host) -> Result<(), InitError> {
         let present = self.present;
         for engine in engines(present) {
-            self.hw.write(engine.base() + ring::MI_MODE, masked::enable(ring::MI_MODE_STOP_RING));
+            self.request_reset(engine);
         }
         self.hw.write(reg::GDRST, reg::GDRST_FULL);
         if !self.hw.poll(reg::GDRST, |value| value & reg::GDRST_FULL == 0) {
             return Err(InitError::Reset(reg::GDRST_FULL));
+        }
+        for engine in engines(present) {
+            self.hw.write(engine.base() + ring::RESET_CTL, masked::disable(ring::RESET_CTL_REQUEST));
         }
         for (offset, set, clear) in WORKAROUNDS_OF_GT {
             let value = self.hw.read(offset);
@@ -76,9 +79,7 @@ impl<W: Hw> Gpu<W> {
             self.hw.write(offset, value);
         }
         for engine in engines(present) {
-            self.engines.get_mut(engine).restart(host);
-            enable(self, engine);
-            self.show_own_events(engine);
+            self.make_ready(host, engine);
         }
         Ok(())
     }
@@ -89,15 +90,27 @@ impl<W: Hw> Gpu<W> {
         self.hw.totals.resets += 1;
         let base = engine.base();
         let info = engine.info();
-        self.hw.write(base + ring::MI_MODE, masked::enable(ring::MI_MODE_STOP_RING));
-        self.hw.write(base + ring::RESET_CTL, masked::enable(ring::RESET_CTL_REQUEST));
-        self.hw.poll(base + ring::RESET_CTL, |value| value & ring::RESET_CTL_READY != 0);
+        self.request_reset(engine);
         self.hw.write(reg::GDRST, info.reset);
         self.hw.poll(reg::GDRST, |value| value & info.reset == 0);
         self.hw.write(base + ring::RESET_CTL, masked::disable(ring::RESET_CTL_REQUEST));
+        self.make_ready(host, engine);
+    }
+
+    /// Stops an engine and gets it ready to be reset. One that never says it is ready is reset all the same.
+    fn request_reset(&mut self, engine: Engine) {
+        let base = engine.base();
+        self.hw.write(base + ring::MI_MODE, masked::enable(ring::MI_MODE_STOP_RING));
+        self.hw.write(base + ring::RESET_CTL, masked::enable(ring::RESET_CTL_REQUEST));
+        self.hw.poll(base + ring::RESET_CTL, |value| value & ring::RESET_CTL_READY != 0);
+    }
+
+    /// After a reset: execlists on, and the parking context loaded, so that no guest context is ever the first.
+    fn make_ready(&mut self, host: &mut dyn Host, engine: Engine) {
         self.engines.get_mut(engine).restart(host);
         enable(self, engine);
         self.show_own_events(engine);
+        self.engines.get_mut(engine).park(host, &mut self.hw);
     }
 
     /// RING_IMR of an engine that no vGPU uses.

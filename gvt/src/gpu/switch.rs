@@ -15,7 +15,9 @@ enum When {
 }
 
 /// Registers of the render engine, absolute.
-const RENDER: [(u32, When); 27] = [
+const RENDER: [(u32, When); 31] = [
+    (0x2088, When::Always),
+    (0x2090, When::Always),
     (0x2094, When::Always),
     (0x20A0, When::Differs),
     (0x20D4, When::Differs),
@@ -23,6 +25,7 @@ const RENDER: [(u32, When); 27] = [
     (0x20E0, When::Differs),
     (0x20E4, When::Differs),
     (0x20EC, When::Always),
+    (0x21F0, When::Always),
     (0x2248, When::Always),
     (0x224C, When::Differs),
     (0x23BC, When::Always),
@@ -38,6 +41,7 @@ const RENDER: [(u32, When); 27] = [
     (0x24F4, When::Differs),
     (0x24F8, When::Differs),
     (0x24FC, When::Differs),
+    (0x7018, When::Always),
     (0xB004, When::Differs),
     (0xB008, When::Differs),
     (0xB110, When::Always),
@@ -135,6 +139,10 @@ mod tests {
             }
         }
         assert!(RENDER.windows(2).all(|w| w[0].0 < w[1].0));
+        // Whatever commands may write and no image keeps is written at every change of owner.
+        for offset in crate::audit::UNSAVED {
+            assert!(RENDER.contains(&(offset, When::Always)), "{offset:#x}");
+        }
         assert_eq!(engine_of(0x229C), None);
         assert_eq!(engine_of(0x2080), None);
     }

@@ -53,6 +53,7 @@ impl<W: Hw> Gvt<W> {
             gtt,
             fences,
             engines: PerEngine::from_fn(|_| VirtEngine::default()),
+            pool_pages: 0,
             switch_dirty: EngineMask::ALL,
             msi_due: false,
             stats: Stats::new(),

@@ -3,14 +3,15 @@
 mod access;
 mod handlers;
 mod lifecycle;
+mod query;
 mod run;
-mod stub;
 mod submit;
 
 #[cfg(test)]
 mod tests;
 
-use crate::gpu::Gpu;
+use crate::audit::ContextRegisters;
+use crate::gpu::{Gpu, PerEngine};
 use crate::host::Host;
 use crate::hw::{Aperture, Hw};
 use crate::report::{Action, Cause, InitError, Report, Reports};
@@ -24,6 +25,10 @@ use gvt_defs::{EngineMask, Nanos};
 
 /// vGPUs at most.
 pub const VGPUS: usize = 8;
+
+/// Pages of the mediator's graphics addresses that one vGPU's shadows may take: an equal share of what is left when
+/// every engine has its parking context and status page.
+pub(crate) const POOL_SHARE: u32 = (crate::gpu::pool::PAGES - 64) / VGPUS as u32;
 
 /// Times by which the mediator decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +109,8 @@ pub struct Gvt<W: Hw> {
     gpu: Gpu<W>,
     vgpus: [Option<Box<Vgpu>>; VGPUS],
     scratch: Scratch,
+    /// Registers that may stand in a context image.
+    registers: PerEngine<ContextRegisters>,
     reports: Reports,
     trace: Trace,
 }
@@ -120,6 +127,7 @@ impl<W: Hw> Gvt<W> {
             gpu,
             vgpus: [const { None }; VGPUS],
             scratch: Scratch::new(),
+            registers: PerEngine::from_fn(ContextRegisters::known),
             reports: Reports::new(),
             trace: Trace::new(),
         })

@@ -75,6 +75,7 @@ impl<W: Hw> Gvt<W> {
         let Some(run) = self.gpu.engines.get_mut(engine).run.take() else { return };
         self.trace.push(now, run.vgpu as u8, Kind::Unload(engine, tag));
         self.account(run, engine, now);
+        self.learn(host, engine);
         let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
         let virt = vgpu.engines.get_mut(engine);
         let Some(work) = &mut virt.work else { return };
@@ -90,6 +91,19 @@ impl<W: Hw> Gvt<W> {
         } else if virt.pending.is_some() {
             self.give_way(host, run.vgpu, engine, now);
         }
+    }
+
+    /// Once per engine: which registers the hardware itself writes into a context image.
+    fn learn(&mut self, host: &mut dyn Host, engine: Engine) {
+        let phys = self.gpu.engines.get_mut(engine);
+        if core::mem::replace(&mut phys.learnt, true) {
+            return;
+        }
+        let image = &mut self.scratch.image;
+        image.clear();
+        image.resize((engine.info().context_pages as usize - 1) * gvt_defs::context::DWORDS, 0);
+        phys.parking_image(host, image);
+        self.registers.get_mut(engine).learn(image);
     }
 
     fn account(&mut self, run: Run, engine: Engine, now: Nanos) {

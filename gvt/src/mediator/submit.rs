@@ -2,8 +2,8 @@
 //! copy is audited, and the copy is what runs (design D7).
 
 use super::access::Piece;
-use super::{Gvt, Scratch};
-use super::stub::{Audit, AuditFault, Source};
+use super::{Gvt, POOL_SHARE, Scratch};
+use crate::audit::{Audit, AuditFault, ContextRegisters, Reason, Source, Summary};
 use crate::gpu::pool::Block;
 use crate::gpu::{Counted, Gpu};
 use crate::gtt::{Gtt, Pin};
@@ -13,7 +13,7 @@ use crate::report::Cause;
 use crate::trace::Kind;
 use crate::vgpu::Vgpu;
 use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
-use crate::vgpu::execlist::{Fit, List, Place, Work};
+use crate::vgpu::execlist::{Fit, List, Place, SLOTS, Work};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS};
@@ -36,7 +36,7 @@ const ACQUIRES: u32 = 8;
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     Malformed(&'static str),
-    Audit(u32, u32, &'static str),
+    Audit(AuditFault),
     NoRoom,
 }
 
@@ -48,12 +48,15 @@ impl From<NoFrame> for Refusal {
 
 impl From<AuditFault> for Refusal {
     fn from(fault: AuditFault) -> Self {
-        Self::Audit(fault.offset, fault.header, fault.reason.text())
+        Self::Audit(fault)
     }
 }
 
 /// Register writes that commands make and the register file must know.
 type Mirrored = Vec<(u32, u32)>;
+
+/// The pieces of a ring between head and tail: first and one-past-last byte offset.
+type Pieces = [(u32, u32); 2];
 
 impl<W: Hw> Gvt<W> {
     /// A dword of ELSP; the fourth submits.
@@ -145,10 +148,11 @@ impl<W: Hw> Gvt<W> {
 
     /// Prepares the current context of the active list.
     pub(super) fn start(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
-        let Self { gpu, vgpus, scratch, .. } = self;
+        let Self { gpu, vgpus, scratch, registers, .. } = self;
         let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
         let Some(descriptor) = vgpu.engines.get(engine).active.map(|list| list.current()) else { return };
-        let mut desk = Desk { gpu, vgpu, scratch, host, index, engine };
+        let registers = registers.get(engine);
+        let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
         match desk.prepare(descriptor) {
             Ok(mirrored) => self.mirror(host, index, mirrored, now),
             Err(refusal) => self.refuse(index, engine, refusal),
@@ -157,9 +161,10 @@ impl<W: Hw> Gvt<W> {
 
     /// The guest moved the tail of the context that is active.
     fn follow_tail(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
-        let Self { gpu, vgpus, scratch, .. } = self;
+        let Self { gpu, vgpus, scratch, registers, .. } = self;
         let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let mut desk = Desk { gpu, vgpu, scratch, host, index, engine };
+        let registers = registers.get(engine);
+        let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
         match desk.extend() {
             Ok(mirrored) => self.mirror(host, index, mirrored, now),
             Err(refusal) => self.refuse(index, engine, refusal),
@@ -177,7 +182,7 @@ impl<W: Hw> Gvt<W> {
     fn refuse(&mut self, index: usize, engine: Engine, refusal: Refusal) {
         let cause = match refusal {
             Refusal::Malformed(what) => Cause::Submission { engine, what },
-            Refusal::Audit(offset, header, reason) => Cause::Audit { engine, offset, header, reason },
+            Refusal::Audit(fault) => Cause::Audit { engine, fault },
             Refusal::NoRoom => Cause::NoRoom { engine },
         };
         if let Some(vgpu) = self.vgpu_mut(index) {
@@ -208,9 +213,17 @@ struct Desk<'a, W> {
     gpu: &'a mut Gpu<W>,
     vgpu: &'a mut Vgpu,
     scratch: &'a mut Scratch,
+    registers: &'a ContextRegisters,
     host: &'a mut dyn Host,
     index: usize,
     engine: Engine,
+}
+
+/// Whether another try follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Last,
 }
 
 /// What a workaround buffer turned into.
@@ -237,24 +250,23 @@ impl<W: Hw> Desk<'_, W> {
         if !self.vgpu.partition.holds(part.start, part.bytes) {
             return Err(Refusal::Malformed("its ring lies outside the vGPU's graphics memory"));
         }
-        let mut audit = Audit::new(self.engine, &self.vgpu.partition);
-        let slot = self.take_slot(lrca, &page, &mut audit)?;
+        let slot = self.take_slot(lrca, &page)?;
         self.fit_ring(slot, &part)?;
-        let pin = self.build(slot, &part, &mut audit)?;
-        let mirrored = self.settle(&audit);
+        let (pin, mirrored) = self.build(slot, &part)?;
+        self.vgpu.engines.get_mut(self.engine).preparing = None;
         let work = Work { slot, pin, tail: part.tail, place: Place::Waiting, resubmit: false, prepare_again: false };
         self.vgpu.engines.get_mut(self.engine).work = Some(work);
         Ok(mirrored)
     }
 
     /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
-    fn build(&mut self, slot: usize, part: &RingPart, audit: &mut Audit) -> Result<Pin, Refusal> {
+    fn build(&mut self, slot: usize, part: &RingPart) -> Result<(Pin, Mirrored), Refusal> {
         if let Some(shadow) = self.slot_mut(slot) {
             shadow.arena_used = 0;
         }
         let (root, pin) = self.acquire(part.pml4);
-        let built = self.copy_ring(slot, part.pml4, part.head, part.tail, audit).and_then(|()| {
-            let buffers = self.copy_buffers(slot, part, audit)?;
+        let built = self.copy_ring(slot, part.pml4, (part.head, part.tail)).and_then(|mirrored| {
+            let buffers = self.copy_buffers(slot, part)?;
             let shadow = self.slot_mut(slot).ok_or(Refusal::NoRoom)?;
             let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
             let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
@@ -263,10 +275,10 @@ impl<W: Hw> Desk<'_, W> {
             if let Some(shadow) = self.vgpu.engines.get(self.engine).slot(slot) {
                 shadow.image.write(self.host, context::REGISTER_PAGE, &page);
             }
-            Ok(())
+            Ok(mirrored)
         });
         match built {
-            Ok(()) => Ok(pin),
+            Ok(mirrored) => Ok((pin, mirrored)),
             Err(refusal) => {
                 self.vgpu.gtt.ppgtt.release(self.host, pin);
                 Err(refusal)
@@ -291,9 +303,8 @@ impl<W: Hw> Desk<'_, W> {
         if part.tail == from {
             return Ok(Mirrored::new());
         }
-        let mut audit = Audit::new(self.engine, &self.vgpu.partition);
-        match self.copy_ring(slot, part.pml4, from, part.tail, &mut audit) {
-            Ok(()) => {}
+        let mirrored = match self.copy_ring(slot, part.pml4, (from, part.tail)) {
+            Ok(mirrored) => mirrored,
             // No room beside what is running: from the start again, once that is done.
             Err(Refusal::NoRoom) => {
                 if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
@@ -302,8 +313,7 @@ impl<W: Hw> Desk<'_, W> {
                 return Ok(Mirrored::new());
             }
             Err(refusal) => return Err(refusal),
-        }
-        let mirrored = self.settle(&audit);
+        };
         let virt = self.vgpu.engines.get_mut(self.engine);
         if let Some(shadow) = virt.slots.get(slot).and_then(Option::as_ref) {
             shadow.set_tail(self.host, part.tail);
@@ -313,6 +323,40 @@ impl<W: Hw> Desk<'_, W> {
             work.resubmit = work.place == Place::Hardware;
         }
         Ok(mirrored)
+    }
+
+    /// Takes pages of the mediator's space within the vGPU's share; contexts that nobody needs make room.
+    fn alloc(&mut self, pages: u32) -> Result<Block, NoFrame> {
+        for attempt in [Attempt::First, Attempt::Last] {
+            if self.vgpu.pool_pages + pages <= POOL_SHARE
+                && let Ok(block) = self.gpu.pool.alloc(self.host, &mut self.gpu.hw, pages)
+            {
+                self.vgpu.pool_pages += pages;
+                return Ok(block);
+            }
+            if attempt == Attempt::First {
+                self.drop_idle_slots();
+            }
+        }
+        Err(NoFrame)
+    }
+
+    fn free(&mut self, block: Block) {
+        self.vgpu.pool_pages -= block.pages();
+        self.gpu.pool.free(self.host, &mut self.gpu.hw, block);
+    }
+
+    /// Frees the shadows of contexts that neither run, nor wait, nor ran last.
+    fn drop_idle_slots(&mut self) {
+        for engine in Engine::ALL {
+            let virt = self.vgpu.engines.get_mut(engine);
+            let busy = [virt.last, virt.work.as_ref().map(|work| work.slot), virt.preparing];
+            let idle = virt.slots.iter_mut().enumerate().filter(|(index, _)| !busy.contains(&Some(*index)));
+            let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take()).collect();
+            for slot in freed {
+                [Some(slot.image), slot.ring, slot.arena].into_iter().flatten().for_each(|block| self.free(block));
+            }
+        }
     }
 
     fn slot_mut(&mut self, slot: usize) -> Option<&mut ShadowContext> {
@@ -325,15 +369,13 @@ impl<W: Hw> Desk<'_, W> {
             .ok_or(Refusal::Malformed("it refers to graphics memory that is not mapped"))
     }
 
-    fn settle(&mut self, audit: &Audit) -> Mirrored {
-        let summary = audit.summary();
+    fn settle(&mut self, summary: &Summary) {
         self.vgpu.stats.audit_commands += u64::from(summary.commands);
         self.vgpu.stats.audit_bytes += 4 * u64::from(summary.dwords);
-        audit.mirrored().to_vec()
     }
 
     /// The slot for a context image, its engine state copied and audited unless it is the one that ran last.
-    fn take_slot(&mut self, lrca: GgttAddr, page: &[u32; DWORDS], audit: &mut Audit) -> Result<usize, Refusal> {
+    fn take_slot(&mut self, lrca: GgttAddr, page: &[u32; DWORDS]) -> Result<usize, Refusal> {
         let bytes = self.engine.info().context_pages * 4096;
         let Vgpu { engines, gtt, vm, stats, .. } = &mut *self.vgpu;
         let virt = engines.get_mut(self.engine);
@@ -354,33 +396,32 @@ impl<W: Hw> Desk<'_, W> {
             slot.write_back_engine(self.host, *vm, stats);
         }
         virt.last = None;
+        virt.preparing = Some(index);
         self.make_slot(index, lrca)?;
-        self.copy_image(index, lrca, page, audit)?;
+        self.copy_image(index, lrca, page)?;
         Ok(index)
     }
 
     /// Makes sure that a slot has an image block, and gives it to `lrca`.
     fn make_slot(&mut self, index: usize, lrca: GgttAddr) -> Result<(), Refusal> {
-        let Gpu { hw, pool, .. } = &mut *self.gpu;
-        let virt = self.vgpu.engines.get_mut(self.engine);
-        let clock = virt.clock;
-        let Some(place) = virt.slots.get_mut(index) else { return Err(Refusal::NoRoom) };
-        if place.is_none() {
-            let image = pool.alloc(self.host, hw, self.engine.info().context_pages)?;
-            *place = Some(ShadowContext::new(lrca, image));
+        if self.slot_mut(index).is_none() {
+            let image = self.alloc(self.engine.info().context_pages)?;
+            if let Some(place) = self.vgpu.engines.get_mut(self.engine).slots.get_mut(index) {
+                *place = Some(ShadowContext::new(lrca, image));
+            }
         }
-        if let Some(slot) = place {
-            slot.lrca = lrca;
-            slot.used = clock;
-            slot.stamp = None;
-            slot.newer = false;
-            slot.pages.clear();
-        }
+        let clock = self.vgpu.engines.get(self.engine).clock;
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        slot.lrca = lrca;
+        slot.used = clock;
+        slot.stamp = None;
+        slot.newer = false;
+        slot.pages.clear();
         Ok(())
     }
 
     /// Copies and audits the engine's part of an image: page 1 from the ring part on, and what follows.
-    fn copy_image(&mut self, index: usize, lrca: GgttAddr, page: &[u32; DWORDS], audit: &mut Audit) -> Result<(), Refusal> {
+    fn copy_image(&mut self, index: usize, lrca: GgttAddr, page: &[u32; DWORDS]) -> Result<(), Refusal> {
         let count = self.engine.info().context_pages;
         let mut pages: ArrayVec<Gpa, IMAGE_PAGES> = ArrayVec::new();
         for i in 0..count {
@@ -392,7 +433,7 @@ impl<W: Hw> Desk<'_, W> {
         image.clear();
         image.extend_from_slice(page);
         image.resize(DWORDS * (count as usize - 1), 0);
-        let copied = self.fill_image(lrca, &mut image, audit);
+        let copied = self.fill_image(lrca, &mut image);
         self.scratch.image = image;
         copied?;
         let Gpu { hw, pool, .. } = &mut *self.gpu;
@@ -408,30 +449,33 @@ impl<W: Hw> Desk<'_, W> {
         Ok(())
     }
 
-    fn fill_image(&mut self, lrca: GgttAddr, image: &mut [u32], audit: &mut Audit) -> Result<(), Refusal> {
+    fn fill_image(&mut self, lrca: GgttAddr, image: &mut [u32]) -> Result<(), Refusal> {
         if let Some(rest) = image.get_mut(DWORDS..)
             && !rest.is_empty()
         {
             self.read_ggtt(GgttAddr(lrca.0 + 2 * 4096), rest)?;
         }
         if let Some(engine_part) = image.get_mut(RING_CONTEXT_DWORDS..) {
-            audit.context(engine_part)?;
+            let partition = self.vgpu.partition.clone();
+            let mut audit = Audit::new(self.engine, &partition);
+            audit.context(engine_part, self.registers)?;
+            self.settle(audit.summary());
         }
         Ok(())
     }
 
     /// A shadow ring as large as the guest's.
     fn fit_ring(&mut self, index: usize, part: &RingPart) -> Result<(), Refusal> {
-        let Gpu { hw, pool, .. } = &mut *self.gpu;
-        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
         slot.guest_ring = (part.start, part.bytes);
         if slot.ring.as_ref().is_some_and(|ring| ring.bytes() >= part.bytes) {
             return Ok(());
         }
         if let Some(old) = slot.ring.take() {
-            pool.free(self.host, hw, old);
+            self.free(old);
         }
-        slot.ring = Some(pool.alloc(self.host, hw, part.bytes / 4096)?);
+        let ring = self.alloc(part.bytes / 4096)?;
+        self.slot_mut(index).ok_or(Refusal::NoRoom)?.ring = Some(ring);
         Ok(())
     }
 
@@ -450,46 +494,70 @@ impl<W: Hw> Desk<'_, W> {
         (shadow.root, shadow.pin)
     }
 
-    /// Copies the ring from `head` to `tail`, audits the copy with the batches it leads to, and writes it to the
-    /// shadow ring.
-    fn copy_ring(&mut self, slot: usize, pml4: Gpa, head: u32, tail: u32, audit: &mut Audit) -> Result<(), Refusal> {
+    /// Copies a span of the ring, audits the copy with the batches it leads to, and writes it to the shadow ring.
+    fn copy_ring(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Mirrored, Refusal> {
         let mut ring = core::mem::take(&mut self.scratch.ring);
-        let done = self.audit_ring(slot, pml4, (head, tail), &mut ring, audit);
+        let done = self.fetch_ring(slot, span, &mut ring).and_then(|pieces| {
+            let mirrored = self.audit_ring(slot, pml4, &mut ring)?;
+            self.place_ring(slot, pieces, &ring)?;
+            Ok(mirrored)
+        });
         self.scratch.ring = ring;
         done
     }
 
-    fn audit_ring(
-        &mut self,
-        slot: usize,
-        pml4: Gpa,
-        (head, tail): (u32, u32),
-        ring: &mut Vec<u32>,
-        audit: &mut Audit,
-    ) -> Result<(), Refusal> {
-        let Some((start, bytes)) = self.slot_mut(slot).map(|shadow| shadow.guest_ring) else { return Err(Refusal::NoRoom) };
-        let spans = if head <= tail { [(head, tail), (0, 0)] } else { [(head, bytes), (0, tail)] };
-        let dwords = spans.iter().map(|(from, to)| (to - from) as usize / 4).sum::<usize>();
+    /// Copies a span of the guest's ring, in one piece. Gives the one or two pieces that it consists of.
+    fn fetch_ring(&mut self, slot: usize, (head, tail): (u32, u32), ring: &mut Vec<u32>) -> Result<Pieces, Refusal> {
+        let (start, bytes) = self.slot_mut(slot).map(|shadow| shadow.guest_ring).ok_or(Refusal::NoRoom)?;
+        let pieces = if head <= tail { [(head, tail), (0, 0)] } else { [(head, bytes), (0, tail)] };
+        let dwords = pieces.iter().map(|(from, to)| (to - from) as usize / 4).sum::<usize>();
         if dwords > RING_DWORDS {
             return Err(Refusal::Malformed("its ring holds more than 512 KiB of commands"));
         }
         ring.clear();
         ring.resize(dwords, 0);
         let mut at = 0;
-        for (from, to) in spans {
+        for (from, to) in pieces {
             let end = at + (to - from) as usize / 4;
             let part = ring.get_mut(at..end).unwrap_or_default();
             self.read_ggtt(GgttAddr(start.0.wrapping_add(from)), part)?;
             at = end;
         }
-        audit.ring(ring)?;
-        if audit.pending() > 0 {
-            self.copy_batches(slot, pml4, ring, audit)?;
+        Ok(pieces)
+    }
+
+    /// Audits a copy of the ring. Batches that may not run where they are get copied into the slot's arena.
+    fn audit_ring(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32]) -> Result<Mirrored, Refusal> {
+        let partition = self.vgpu.partition.clone();
+        let mut pages = ARENA_PAGES;
+        loop {
+            let mut audit = Audit::new(self.engine, &partition);
+            audit.ring(ring)?;
+            if audit.pending() > 0 {
+                let (base, room) = self.arena(slot, pages)?;
+                let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
+                match audit.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4) {
+                    Ok(()) => {}
+                    // The audit only puts right what it finds: the copy can be audited again.
+                    Err(AuditFault { reason: Reason::TooLong, .. }) if pages < ARENA_PAGES_MAX => {
+                        pages *= 4;
+                        continue;
+                    }
+                    Err(fault) => return Err(fault.into()),
+                }
+                audit.patch(ring);
+                self.keep_arena(slot)?;
+            }
+            self.settle(audit.summary());
+            return Ok(audit.dropped().to_vec());
         }
-        let Some(shadow) = self.vgpu.engines.get(self.engine).slot(slot) else { return Err(Refusal::NoRoom) };
-        let Some(block) = &shadow.ring else { return Err(Refusal::NoRoom) };
+    }
+
+    fn place_ring(&mut self, slot: usize, pieces: Pieces, ring: &[u32]) -> Result<(), Refusal> {
+        let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
+        let block = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?;
         let mut at = 0;
-        for (from, to) in spans {
+        for (from, to) in pieces {
             let end = at + (to - from) as usize / 4;
             block.write(self.host, from, ring.get(at..end).unwrap_or_default());
             at = end;
@@ -497,39 +565,21 @@ impl<W: Hw> Desk<'_, W> {
         Ok(())
     }
 
-    /// Copies and audits the batches that the ring leads to and that may not run where they are.
-    fn copy_batches(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32], audit: &mut Audit) -> Result<(), Refusal> {
-        let mut pages = ARENA_PAGES;
-        loop {
-            let (base, room) = self.arena(slot, pages)?;
-            let mut attempt = audit.clone();
-            let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
-            match attempt.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4) {
-                Ok(()) => {
-                    attempt.patch(ring);
-                    *audit = attempt;
-                    return self.keep_arena(slot);
-                }
-                Err(fault) if fault.reason.is_room() && pages < ARENA_PAGES_MAX => pages *= 4,
-                Err(fault) => return Err(fault.into()),
-            }
-        }
-    }
-
     /// Free room in a slot's arena: its address and bytes. It grows only while nothing in it is in use.
     fn arena(&mut self, index: usize, pages: u32) -> Result<(GgttAddr, u32), Refusal> {
-        let Gpu { hw, pool, .. } = &mut *self.gpu;
-        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
         let used = slot.arena_used;
-        if slot.arena.as_ref().is_none_or(|arena| arena.bytes() - used < pages * 4096) {
+        if slot.arena.as_ref().is_none_or(|arena| arena.bytes().saturating_sub(used) < pages * 4096) {
             if used != 0 {
                 return Err(Refusal::NoRoom);
             }
             if let Some(old) = slot.arena.take() {
-                pool.free(self.host, hw, old);
+                self.free(old);
             }
-            slot.arena = Some(pool.alloc(self.host, hw, pages)?);
+            let arena = self.alloc(pages)?;
+            self.slot_mut(index).ok_or(Refusal::NoRoom)?.arena = Some(arena);
         }
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
         let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
         Ok((GgttAddr(arena.ggtt().0 + used), arena.bytes() - used))
     }
@@ -545,7 +595,9 @@ impl<W: Hw> Desk<'_, W> {
     }
 
     /// Copies and audits the buffers that run at every restore of the context.
-    fn copy_buffers(&mut self, slot: usize, part: &RingPart, audit: &mut Audit) -> Result<Buffers, Refusal> {
+    fn copy_buffers(&mut self, slot: usize, part: &RingPart) -> Result<Buffers, Refusal> {
+        let partition = self.vgpu.partition.clone();
+        let mut audit = Audit::new(self.engine, &partition);
         let mut buffers = Buffers::default();
         let lines = part.indirect & context::INDIRECT_SIZE_MASK;
         if lines != 0 {
@@ -557,10 +609,14 @@ impl<W: Hw> Desk<'_, W> {
         }
         if part.per_context & context::PER_CTX_VALID != 0 {
             let mut copy = [0u32; DWORDS];
-            self.read_ggtt(GgttAddr(part.per_context & !0xFFF), &mut copy)?;
-            audit.per_context(&mut copy)?;
-            buffers.per_context = self.stash(slot, &copy)?.0 | context::PER_CTX_VALID;
+            let room = DWORDS - (part.per_context & 0xFC0) as usize / 4;
+            let copy = copy.get_mut(..room).unwrap_or_default();
+            self.read_ggtt(GgttAddr(part.per_context & !0x3F), copy)?;
+            let used = audit.per_context(copy)?;
+            let copy = copy.get(..used).unwrap_or_default();
+            buffers.per_context = self.stash(slot, copy)?.0 | context::PER_CTX_VALID;
         }
+        self.settle(audit.summary());
         Ok(buffers)
     }
 
@@ -570,10 +626,7 @@ impl<W: Hw> Desk<'_, W> {
             slot.arena_used = slot.arena_used.next_multiple_of(4096);
         }
         let pages = (dwords.len() as u32 * 4).div_ceil(4096);
-        let (at, _) = match self.arena(index, if self.arena_is_empty(index) { ARENA_PAGES } else { pages }) {
-            Ok(found) => found,
-            Err(refusal) => return Err(refusal),
-        };
+        let (at, _) = self.arena(index, if self.arena_is_empty(index) { ARENA_PAGES } else { pages })?;
         let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
         let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
         arena.write(self.host, slot.arena_used, dwords);
@@ -615,11 +668,11 @@ struct Batches<'a> {
 }
 
 impl Source for Batches<'_> {
-    fn ggtt(&mut self, addr: GgttAddr, dwords: &mut [u32]) -> bool {
+    fn global(&mut self, addr: GgttAddr, dwords: &mut [u32]) -> bool {
         read_dwords(self.host, self.gtt, addr, dwords)
     }
 
-    fn ppgtt(&mut self, addr: PpgttAddr, dwords: &mut [u32]) -> bool {
+    fn process(&mut self, addr: PpgttAddr, dwords: &mut [u32]) -> bool {
         let (host, gtt, pml4) = (&mut *self.host, self.gtt, self.pml4);
         read_chunks(dwords, &mut |offset, bytes| {
             gtt.ppgtt_read(host, pml4, PpgttAddr(addr.0.wrapping_add(offset)), bytes).is_ok()

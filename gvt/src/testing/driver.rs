@@ -498,3 +498,15 @@ impl Driver {
         self.write_image(m, c, 0x0009_0009);
     }
 }
+
+impl Driver {
+    /// Whether all that runs is one context.
+    pub fn idle_but(&self, engine: Engine, id: u32) -> bool {
+        self.ready(engine) && self.ports[&engine].active.iter().all(|active| *active == id)
+    }
+
+    /// The driver preempted what ran and knows it.
+    pub fn forget_active(&mut self, engine: Engine) {
+        self.ports.get_mut(&engine).unwrap().active.clear();
+    }
+}

@@ -81,10 +81,12 @@ pub struct Machine {
     pub interrupts: u64,
     /// Times that the deadline passed.
     pub timers: u64,
+    idle: bool,
 }
 
-/// One step of the clock.
-const STEP: u64 = 2_000;
+/// One step of the clock while the GPU works, and while it has nothing to do.
+const STEP: u64 = 5_000;
+const LEAP: u64 = 50_000;
 
 impl Machine {
     /// A machine with the default part.
@@ -94,11 +96,16 @@ impl Machine {
 
     /// A machine with a part of choice.
     pub fn with(profile: Profile) -> Self {
+        Self::with_config(profile, Config::default())
+    }
+
+    /// A machine with a part and a mediator of choice.
+    pub fn with_config(profile: Profile, config: Config) -> Self {
         let mut host = FakeHost::new(160);
         let device = Rc::new(RefCell::new(Device { gpu: Gpu::new(profile), now: Nanos(1), entries: 1 << 20 }));
         enable_msi(&mut device.borrow_mut().gpu);
-        let gvt = Gvt::new(ModelHw(device.clone()), Config::default(), &mut host, Nanos(1)).expect("the GPU starts");
-        let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0 };
+        let gvt = Gvt::new(ModelHw(device.clone()), config, &mut host, Nanos(1)).expect("the GPU starts");
+        let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0, idle: false };
         machine.run_for(100_000);
         machine
     }
@@ -122,11 +129,12 @@ impl Machine {
     pub fn step(&mut self) -> bool {
         let progress = {
             let mut device = self.device.borrow_mut();
-            device.now.0 += STEP;
+            device.now.0 += if self.idle { LEAP } else { STEP };
             let now = device.now;
             let mut ram = self.host.ram.clone();
             device.gpu.step(&mut ram, now, 100)
         };
+        self.idle = progress == Progress::Idle;
         self.deliver();
         progress == Progress::Busy
     }
@@ -134,6 +142,7 @@ impl Machine {
     /// The GPU's interrupt and the mediator's timer.
     pub fn deliver(&mut self) {
         let now = self.now();
+        self.idle &= self.gvt.deadline().is_none();
         if self.device.borrow_mut().gpu.take_interrupt() {
             self.interrupts += 1;
             self.gvt.interrupt(&mut self.host, now);

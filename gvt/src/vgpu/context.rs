@@ -79,7 +79,7 @@ impl RingPart {
         if ctl & ring::CTL_VALID == 0 {
             return Err("its ring is not enabled");
         }
-        if head >= bytes || tail >= bytes || start % 4096 != 0 {
+        if head >= bytes || tail >= bytes || !start.is_multiple_of(4096) {
             return Err("its ring pointers are outside the ring");
         }
         let batch = BATCH.map(|index| at(page, index));

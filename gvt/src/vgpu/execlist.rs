@@ -89,6 +89,8 @@ pub(crate) struct VirtEngine {
     pub(crate) slots: [Option<ShadowContext>; SLOTS],
     /// The slot that ran last.
     pub(crate) last: Option<usize>,
+    /// The slot that a submission is being put into.
+    pub(crate) preparing: Option<usize>,
     /// Status entries not yet told; the first has waited since then.
     pub(crate) held: ArrayVec<CsbEntry, 8>,
     /// When the first held entry came up.

@@ -39,6 +39,8 @@ pub(crate) struct Vgpu {
     pub(crate) gtt: Gtt,
     pub(crate) fences: Fences,
     pub(crate) engines: PerEngine<VirtEngine>,
+    /// Pages of the mediator's graphics addresses that its shadows hold.
+    pub(crate) pool_pages: u32,
     /// Engines whose switch registers the guest wrote since they were loaded.
     pub(crate) switch_dirty: EngineMask,
     /// A message is due at the end of this call.

@@ -220,6 +220,7 @@ const SLOT: [u16; PAGES] = slots();
 /// Pages stored.
 const STORED: usize = stored();
 
+#[allow(clippy::indexing_slicing, reason = "evaluated at compile time only")]
 const fn slots() -> [u16; PAGES] {
     let mut slots = [ABSENT; PAGES];
     let mut next = 0;
@@ -238,6 +239,7 @@ const fn slots() -> [u16; PAGES] {
     slots
 }
 
+#[allow(clippy::indexing_slicing, reason = "evaluated at compile time only")]
 const fn stored() -> usize {
     let mut count = 0;
     let mut i = 0;

@@ -1,3 +1,16 @@
 //! The mediator on the software GPU, with a driver that does what i915 does.
 
+mod batch;
+mod isolation;
 mod one;
+mod two;
+
+use gvt_defs::mi;
+
+/// Where tests put a batch in a process' address space.
+const BATCH: u64 = 0x10_0000;
+
+/// A command that stores a dword in the process' address space.
+fn store(va: u64, value: u32) -> Vec<u32> {
+    vec![mi::with_length(mi::STORE_DATA_IMM, 4), va as u32, (va >> 32) as u32, value]
+}
