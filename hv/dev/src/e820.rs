@@ -31,14 +31,7 @@ impl Layout {
     /// Splits `ram` bytes, whole pages.
     pub const fn new(ram: u64) -> Self {
         let ram = ram & !0xFFF;
-        if ram <= LOW_RAM_END {
-            Self { low: ram, high: 0 }
-        } else {
-            Self {
-                low: LOW_RAM_END,
-                high: ram - LOW_RAM_END,
-            }
-        }
+        if ram <= LOW_RAM_END { Self { low: ram, high: 0 } } else { Self { low: LOW_RAM_END, high: ram - LOW_RAM_END } }
     }
 
     /// End of the RAM above 4 GiB; 4 GiB if there is none.
@@ -74,11 +67,7 @@ pub fn direct_boot(layout: &Layout) -> ArrayVec<Entry, 8> {
     let mut add = |kind, from: u64, to: u64| {
         if from < to {
             // The array has room for all the calls below.
-            let _ = map.try_push(Entry {
-                base: Gpa(from),
-                size: to - from,
-                kind,
-            });
+            let _ = map.try_push(Entry { base: Gpa(from), size: to - from, kind });
         }
     };
     add(Kind::Usable, 0, BASE_MEMORY_END);
@@ -99,10 +88,7 @@ mod tests {
         for pair in map.windows(2) {
             assert!(pair[0].base.0 + pair[0].size <= pair[1].base.0, "{pair:?}");
         }
-        map.iter()
-            .filter(|entry| entry.kind == Kind::Usable)
-            .map(|entry| entry.size)
-            .sum()
+        map.iter().filter(|entry| entry.kind == Kind::Usable).map(|entry| entry.size).sum()
     }
 
     #[test]
@@ -111,12 +97,6 @@ mod tests {
         for ram in [64 * MIB, 0xB000_0000, 0xB000_1000, 5 << 30] {
             assert_eq!(check(ram), ram - firmware);
         }
-        assert_eq!(
-            Layout::new(5 << 30),
-            Layout {
-                low: 0xB000_0000,
-                high: (5 << 30) - 0xB000_0000
-            }
-        );
+        assert_eq!(Layout::new(5 << 30), Layout { low: 0xB000_0000, high: (5 << 30) - 0xB000_0000 });
     }
 }

@@ -52,9 +52,7 @@ impl Blob for Vec<u8> {
         self.len() as u64
     }
     fn read(&self, offset: u64, buf: &mut [u8]) {
-        let from = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.get(offset..)?.get(..buf.len()));
+        let from = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)?.get(..buf.len()));
         if let Some(from) = from {
             buf.copy_from_slice(from);
         }
@@ -112,18 +110,11 @@ pub struct FwCfg {
 impl FwCfg {
     /// A device that names the number of vCPUs and has no files.
     pub fn new(vcpus: u16) -> Self {
-        let mut device = Self {
-            items: Vec::new(),
-            selected: 0,
-            offset: 0,
-            dma_high: 0,
-        };
+        let mut device = Self { items: Vec::new(), selected: 0, offset: 0, dma_high: 0 };
         device.add(KEY_SIGNATURE, None, b"QEMU".to_vec());
         device.add(KEY_ID, None, ID.to_le_bytes().to_vec());
         device.add(KEY_CPU_COUNT, None, vcpus.to_le_bytes().to_vec());
-        KEYS_OF_ZERO
-            .into_iter()
-            .for_each(|key| device.add(key, None, alloc::vec![0; 4]));
+        KEYS_OF_ZERO.into_iter().for_each(|key| device.add(key, None, alloc::vec![0; 4]));
         device.add(KEY_DIRECTORY, None, 0u32.to_be_bytes().to_vec());
         device
     }
@@ -156,11 +147,7 @@ impl FwCfg {
     /// Replaces a numbered item: 0x11 and 0x08 for a kernel and its size, and so on.
     pub fn set_item(&mut self, key: u16, data: impl Blob + 'static) {
         self.items.retain(|item| item.key != key);
-        self.items.push(Item {
-            key,
-            name: None,
-            data: Data::Fixed(Box::new(data)),
-        });
+        self.items.push(Item { key, name: None, data: Data::Fixed(Box::new(data)) });
     }
 
     /// The machine's reset.
@@ -179,25 +166,14 @@ impl FwCfg {
             (DMA_HIGH..=0x51B, _) => {
                 let at = usize::from(port - DMA_HIGH);
                 let bytes = DMA_SIGNATURE.get(at..at + width.bytes().min(4))?;
-                Some(
-                    bytes
-                        .iter()
-                        .rev()
-                        .fold(0, |value, byte| value << 8 | u32::from(*byte)),
-                )
+                Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
             }
             _ => None,
         }
     }
 
     /// Writes a port; `None` if it is not the device's. DMA is done when this returns.
-    pub fn port_write(
-        &mut self,
-        port: u16,
-        width: Width,
-        value: u32,
-        ram: &mut dyn Ram,
-    ) -> Option<()> {
+    pub fn port_write(&mut self, port: u16, width: Width, value: u32, ram: &mut dyn Ram) -> Option<()> {
         match (port, width) {
             (SELECTOR, Width::B2) => self.select(value as u16),
             // Writing data through the port went out of use long ago.
@@ -205,10 +181,7 @@ impl FwCfg {
             (DMA_HIGH, Width::B4) => self.dma_high = value.swap_bytes(),
             (DMA_LOW, Width::B4) => {
                 let high = core::mem::take(&mut self.dma_high);
-                self.transfer(
-                    Gpa(u64::from(high) << 32 | u64::from(value.swap_bytes())),
-                    ram,
-                );
+                self.transfer(Gpa(u64::from(high) << 32 | u64::from(value.swap_bytes())), ram);
             }
             _ => return None,
         }
@@ -218,30 +191,18 @@ impl FwCfg {
 
 impl FwCfg {
     fn add(&mut self, key: u16, name: Option<[u8; NAME]>, data: Vec<u8>) {
-        self.items.push(Item {
-            key,
-            name,
-            data: Data::Fixed(Box::new(data)),
-        });
+        self.items.push(Item { key, name, data: Data::Fixed(Box::new(data)) });
     }
 
     fn put_file(&mut self, name: &str, data: Data) -> Result<(), NoPlace> {
         let name = padded(name).ok_or(NoPlace)?;
         let files = self.items.iter().filter(|item| item.name.is_some());
-        let next = files
-            .clone()
-            .map(|item| item.key + 1)
-            .max()
-            .unwrap_or(KEY_FIRST_FILE);
+        let next = files.clone().map(|item| item.key + 1).max().unwrap_or(KEY_FIRST_FILE);
         let count = files.count();
         if let Some(item) = self.items.iter_mut().find(|item| item.name == Some(name)) {
             item.data = data;
         } else if count < MAX_FILES {
-            self.items.push(Item {
-                key: next,
-                name: Some(name),
-                data,
-            });
+            self.items.push(Item { key: next, name: Some(name), data });
         } else {
             return Err(NoPlace);
         }
@@ -250,10 +211,7 @@ impl FwCfg {
     }
 
     fn directory(&self) -> Vec<u8> {
-        let files = self
-            .items
-            .iter()
-            .filter_map(|item| Some((item, item.name?)));
+        let files = self.items.iter().filter_map(|item| Some((item, item.name?)));
         let mut bytes = (files.clone().count() as u32).to_be_bytes().to_vec();
         for (item, name) in files {
             bytes.extend_from_slice(&(item.size() as u32).to_be_bytes());
@@ -274,8 +232,7 @@ impl FwCfg {
 
     /// Bytes of the item that have not been read.
     fn left(&self) -> u64 {
-        self.item()
-            .map_or(0, |item| item.size().saturating_sub(self.offset))
+        self.item().map_or(0, |item| item.size().saturating_sub(self.offset))
     }
 
     /// Reads on in the item; behind its end there are zeros.
@@ -295,10 +252,7 @@ impl FwCfg {
             return;
         }
         let [a, b, c, d, e, f, g, h, address @ ..] = command;
-        let (control, length) = (
-            u32::from_be_bytes([a, b, c, d]),
-            u32::from_be_bytes([e, f, g, h]),
-        );
+        let (control, length) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
         if control & DMA_SELECT != 0 {
             self.select((control >> 16) as u16);
         }
@@ -347,10 +301,7 @@ impl FwCfg {
 fn padded(name: &str) -> Option<[u8; NAME]> {
     let mut bytes = [0; NAME];
     // The last byte stays zero: the name is a C string.
-    bytes
-        .get_mut(..NAME - 1)?
-        .get_mut(..name.len())?
-        .copy_from_slice(name.as_bytes());
+    bytes.get_mut(..NAME - 1)?.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
     Some(bytes)
 }
 
@@ -368,9 +319,7 @@ mod tests {
         }
         fn write(&mut self, gpa: Gpa, data: &[u8]) -> Option<()> {
             let at = usize::try_from(gpa.0).ok()?;
-            self.0
-                .get_mut(at..at.checked_add(data.len())?)?
-                .copy_from_slice(data);
+            self.0.get_mut(at..at.checked_add(data.len())?)?.copy_from_slice(data);
             Some(())
         }
     }
@@ -386,29 +335,18 @@ mod tests {
     }
 
     fn select(device: &mut FwCfg, key: u16, ram: &mut Memory) {
-        device
-            .port_write(SELECTOR, Width::B2, key.into(), ram)
-            .unwrap();
+        device.port_write(SELECTOR, Width::B2, key.into(), ram).unwrap();
     }
 
     fn bytes(device: &mut FwCfg, count: usize) -> Vec<u8> {
-        (0..count)
-            .map(|_| device.port_read(DATA, Width::B1).unwrap() as u8)
-            .collect()
+        (0..count).map(|_| device.port_read(DATA, Width::B1).unwrap() as u8).collect()
     }
 
     fn dma(device: &mut FwCfg, ram: &mut Memory, control: u32, length: u32, address: u64) -> u32 {
-        let command = [
-            &control.to_be_bytes()[..],
-            &length.to_be_bytes(),
-            &address.to_be_bytes(),
-        ]
-        .concat();
+        let command = [&control.to_be_bytes()[..], &length.to_be_bytes(), &address.to_be_bytes()].concat();
         ram.write(Gpa(COMMAND), &command).unwrap();
         device.port_write(DMA_HIGH, Width::B4, 0, ram).unwrap();
-        device
-            .port_write(DMA_LOW, Width::B4, (COMMAND as u32).swap_bytes(), ram)
-            .unwrap();
+        device.port_write(DMA_LOW, Width::B4, (COMMAND as u32).swap_bytes(), ram).unwrap();
         let mut status = [0; 4];
         ram.read(Gpa(COMMAND), &mut status).unwrap();
         u32::from_be_bytes(status)
@@ -420,10 +358,7 @@ mod tests {
         assert_eq!(bytes(&mut device, 5), *b"QEMU\0");
         select(&mut device, KEY_ID, &mut ram);
         assert_eq!(bytes(&mut device, 4), [3, 0, 0, 0]);
-        assert_eq!(
-            device.port_read(DMA_HIGH, Width::B4),
-            Some(u32::from_le_bytes(*b"QEMU"))
-        );
+        assert_eq!(device.port_read(DMA_HIGH, Width::B4), Some(u32::from_le_bytes(*b"QEMU")));
         select(&mut device, KEY_CPU_COUNT, &mut ram);
         assert_eq!(bytes(&mut device, 2), [2, 0]);
         select(&mut device, KEY_DIRECTORY, &mut ram);
@@ -438,116 +373,32 @@ mod tests {
     #[test]
     fn dma_reads_skips_and_pads() {
         let (mut device, mut ram) = device();
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x20 << 16 | DMA_SELECT | DMA_SKIP,
-                1,
-                0
-            ),
-            0
-        );
+        assert_eq!(dma(&mut device, &mut ram, 0x20 << 16 | DMA_SELECT | DMA_SKIP, 1, 0), 0);
         assert_eq!(dma(&mut device, &mut ram, DMA_READ, 4, BUFFER), 0);
         assert_eq!(ram.0[BUFFER as usize..][..5], [2, 3, 0, 0, 0xAA]);
         device.set_file("big", vec![7; 1000]).unwrap();
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x22 << 16 | DMA_SELECT | DMA_READ,
-                1000,
-                BUFFER
-            ),
-            0
-        );
+        assert_eq!(dma(&mut device, &mut ram, 0x22 << 16 | DMA_SELECT | DMA_READ, 1000, BUFFER), 0);
         assert_eq!(ram.0[BUFFER as usize..][998..1001], [7, 7, 0xAA]);
     }
 
     #[test]
     fn dma_writes_only_what_is_writable() {
         let (mut device, mut ram) = device();
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x21 << 16 | DMA_SELECT | DMA_WRITE,
-                28,
-                BUFFER
-            ),
-            0
-        );
+        assert_eq!(dma(&mut device, &mut ram, 0x21 << 16 | DMA_SELECT | DMA_WRITE, 28, BUFFER), 0);
         assert_eq!(device.written("etc/ramfb"), Some(&[0xAA; 28][..]));
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x21 << 16 | DMA_SELECT | DMA_WRITE,
-                29,
-                BUFFER
-            ),
-            DMA_ERROR
-        );
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x20 << 16 | DMA_SELECT | DMA_WRITE,
-                1,
-                BUFFER
-            ),
-            DMA_ERROR
-        );
+        assert_eq!(dma(&mut device, &mut ram, 0x21 << 16 | DMA_SELECT | DMA_WRITE, 29, BUFFER), DMA_ERROR);
+        assert_eq!(dma(&mut device, &mut ram, 0x20 << 16 | DMA_SELECT | DMA_WRITE, 1, BUFFER), DMA_ERROR);
         assert_eq!(device.written("etc/e820"), None);
     }
 
     #[test]
     fn hostile_transfers_are_refused() {
         let (mut device, mut ram) = device();
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x20 << 16 | DMA_SELECT | DMA_READ,
-                u32::MAX,
-                BUFFER
-            ),
-            DMA_ERROR
-        );
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x20 << 16 | DMA_SELECT | DMA_READ,
-                3,
-                u64::MAX - 1
-            ),
-            DMA_ERROR
-        );
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x20 << 16 | DMA_SELECT | DMA_READ,
-                3,
-                0xF_FFFF
-            ),
-            DMA_ERROR
-        );
-        assert_eq!(
-            dma(
-                &mut device,
-                &mut ram,
-                0x7777 << 16 | DMA_SELECT | DMA_READ,
-                3,
-                BUFFER
-            ),
-            0,
-            "reads zeros"
-        );
-        device
-            .port_write(DMA_LOW, Width::B4, u32::MAX, &mut ram)
-            .unwrap();
+        assert_eq!(dma(&mut device, &mut ram, 0x20 << 16 | DMA_SELECT | DMA_READ, u32::MAX, BUFFER), DMA_ERROR);
+        assert_eq!(dma(&mut device, &mut ram, 0x20 << 16 | DMA_SELECT | DMA_READ, 3, u64::MAX - 1), DMA_ERROR);
+        assert_eq!(dma(&mut device, &mut ram, 0x20 << 16 | DMA_SELECT | DMA_READ, 3, 0xF_FFFF), DMA_ERROR);
+        assert_eq!(dma(&mut device, &mut ram, 0x7777 << 16 | DMA_SELECT | DMA_READ, 3, BUFFER), 0, "reads zeros");
+        device.port_write(DMA_LOW, Width::B4, u32::MAX, &mut ram).unwrap();
         for _ in 0..40 {
             assert_eq!(dma(&mut device, &mut ram, DMA_SKIP, u32::MAX, 0), 0);
         }

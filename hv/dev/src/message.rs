@@ -83,11 +83,7 @@ impl Message {
         }
         let id = (address >> 12) as u32 & 0xFF;
         let logical = address & 4 != 0;
-        let trigger = if data & 1 << 15 != 0 {
-            Trigger::Level
-        } else {
-            Trigger::Edge
-        };
+        let trigger = if data & 1 << 15 != 0 { Trigger::Level } else { Trigger::Edge };
         Some(Self {
             to: Destination::from_byte(id as u8, logical),
             delivery: Delivery::from_bits(data >> 8),
@@ -116,20 +112,11 @@ mod tests {
     fn an_msi_is_decoded() {
         let message = Message::from_msi(0xFEE0_1000, 0x4021).unwrap();
         assert_eq!(message.to, Destination::Physical(1));
-        assert_eq!(
-            (message.delivery, message.vector, message.trigger),
-            (Delivery::Fixed, 0x21, Trigger::Edge)
-        );
+        assert_eq!((message.delivery, message.vector, message.trigger), (Delivery::Fixed, 0x21, Trigger::Edge));
         let message = Message::from_msi(0xFEE0_300C, 0xC131).unwrap();
         assert_eq!(message.to, Destination::Logical(3));
-        assert_eq!(
-            (message.delivery, message.trigger),
-            (Delivery::LowestPriority, Trigger::Level)
-        );
-        assert_eq!(
-            Message::from_msi(0xFEEF_F000, 0).unwrap().to,
-            Destination::Everyone
-        );
+        assert_eq!((message.delivery, message.trigger), (Delivery::LowestPriority, Trigger::Level));
+        assert_eq!(Message::from_msi(0xFEEF_F000, 0).unwrap().to, Destination::Everyone);
         assert_eq!(Message::from_msi(0xFED0_0000, 0), None);
         assert_eq!(Message::from_msi(0xFEF0_0000, 0), None);
     }

@@ -50,23 +50,14 @@ impl Aml {
     }
 
     /// A serialized method: those that create fields must be.
-    pub(super) fn method(
-        &mut self,
-        name: Name,
-        arguments: u8,
-        body: impl FnOnce(&mut Self),
-    ) -> &mut Self {
+    pub(super) fn method(&mut self, name: Name, arguments: u8, body: impl FnOnce(&mut Self)) -> &mut Self {
         self.block(&[0x14], |aml| {
             aml.raw(name).raw(&[arguments & 7 | 1 << 3]);
             body(aml);
         })
     }
 
-    pub(super) fn when(
-        &mut self,
-        predicate: impl FnOnce(&mut Self),
-        body: impl FnOnce(&mut Self),
-    ) -> &mut Self {
+    pub(super) fn when(&mut self, predicate: impl FnOnce(&mut Self), body: impl FnOnce(&mut Self)) -> &mut Self {
         self.block(&[0xA0], |aml| {
             predicate(aml);
             body(aml);
@@ -93,8 +84,7 @@ impl Aml {
             0x1_0000..=0xFFFF_FFFF => (0x0C, 4),
             _ => (0x0E, 8),
         };
-        self.raw(&[prefix])
-            .raw(bytes.get(..count).unwrap_or(&bytes))
+        self.raw(&[prefix]).raw(bytes.get(..count).unwrap_or(&bytes))
     }
 
     pub(super) fn string(&mut self, text: &str) -> &mut Self {
@@ -107,11 +97,8 @@ impl Aml {
         let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or(0);
         let [a, b, c, digits @ ..] = *id;
         let vendor = letter(a) << 10 | letter(b) << 5 | letter(c);
-        let product = digits
-            .into_iter()
-            .fold(0, |value, byte| value << 4 | digit(byte));
-        self.raw(&[0x0C])
-            .raw(&(vendor << 16 | product).to_be_bytes())
+        let product = digits.into_iter().fold(0, |value, byte| value << 4 | digit(byte));
+        self.raw(&[0x0C]).raw(&(vendor << 16 | product).to_be_bytes())
     }
 
     pub(super) fn package(&mut self, count: u8, body: impl FnOnce(&mut Self)) -> &mut Self {
@@ -138,9 +125,7 @@ impl Aml {
         if body + 1 < 0x40 {
             return self.raw(&[body as u8 + 1]);
         }
-        let more = (1..3)
-            .find(|more| body + more + 1 < 1 << (4 + 8 * more))
-            .unwrap_or(3);
+        let more = (1..3).find(|more| body + more + 1 < 1 << (4 + 8 * more)).unwrap_or(3);
         let total = body + more + 1;
         self.raw(&[(more << 6) as u8 | (total & 0xF) as u8]);
         let rest = (total >> 4).to_le_bytes();
@@ -156,8 +141,7 @@ impl Resources {
     /// Fixed ports.
     pub(super) fn ports(mut self, base: u16, count: u8) -> Self {
         let [low, high] = base.to_le_bytes();
-        self.0
-            .extend_from_slice(&[0x47, 0x01, low, high, low, high, 0x01, count]);
+        self.0.extend_from_slice(&[0x47, 0x01, low, high, low, high, 0x01, count]);
         self
     }
 
@@ -206,8 +190,7 @@ impl Resources {
 
     /// Word address space: resource type, type-specific flags, range (minimum and maximum fixed, positive decode).
     fn word_window(mut self, kind: u8, flags: u8, first: u16, last: u16) -> Self {
-        self.0
-            .extend_from_slice(&[0x88, 0x0D, 0, kind, 0x0C, flags]);
+        self.0.extend_from_slice(&[0x88, 0x0D, 0, kind, 0x0C, flags]);
         for field in [0, first, last, 0, (last - first).wrapping_add(1)] {
             self.0.extend_from_slice(&field.to_le_bytes());
         }
@@ -248,14 +231,8 @@ mod tests {
 
     #[test]
     fn identifiers_are_compressed() {
-        assert_eq!(
-            written(|aml| _ = aml.eisa_id(b"PNP0A08")),
-            [0x0C, 0x41, 0xD0, 0x0A, 0x08]
-        );
-        assert_eq!(
-            written(|aml| _ = aml.eisa_id(b"PNP0501")),
-            [0x0C, 0x41, 0xD0, 0x05, 0x01]
-        );
+        assert_eq!(written(|aml| _ = aml.eisa_id(b"PNP0A08")), [0x0C, 0x41, 0xD0, 0x0A, 0x08]);
+        assert_eq!(written(|aml| _ = aml.eisa_id(b"PNP0501")), [0x0C, 0x41, 0xD0, 0x05, 0x01]);
     }
 
     #[test]

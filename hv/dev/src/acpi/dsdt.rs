@@ -9,9 +9,8 @@ use crate::e820;
 
 /// The identifier of a PCI host bridge's _OSC (PCI Firmware Specification 3.3, section 4.5.1):
 /// 33DB4D5B-1FF7-401C-9657-7441C03DD766.
-const HOST_BRIDGE_UUID: [u8; 16] = [
-    0x5B, 0x4D, 0xDB, 0x33, 0xF7, 0x1F, 0x1C, 0x40, 0x96, 0x57, 0x74, 0x41, 0xC0, 0x3D, 0xD7, 0x66,
-];
+const HOST_BRIDGE_UUID: [u8; 16] =
+    [0x5B, 0x4D, 0xDB, 0x33, 0xF7, 0x1F, 0x1C, 0x40, 0x96, 0x57, 0x74, 0x41, 0xC0, 0x3D, 0xD7, 0x66];
 /// PCI Express controls that a guest may take over: all five of the first revision.
 const OSC_GRANTED: u64 = 0x1F;
 
@@ -26,10 +25,7 @@ pub(super) fn body(config: &Config) -> Vec<u8> {
     let mut aml = Aml::default();
     // \_S5: what to write to SLP_TYP.
     aml.name(b"_S5_").package(4, |aml| {
-        aml.integer(u64::from(pm::SLP_TYP_S5))
-            .integer(u64::from(pm::SLP_TYP_S5))
-            .integer(0)
-            .integer(0);
+        aml.integer(u64::from(pm::SLP_TYP_S5)).integer(u64::from(pm::SLP_TYP_S5)).integer(0).integer(0);
     });
     aml.scope(b"\\_SB_", |aml| {
         (0..config.vcpus).for_each(|uid| processor(aml, uid));
@@ -40,10 +36,8 @@ pub(super) fn body(config: &Config) -> Vec<u8> {
 }
 
 fn processor(aml: &mut Aml, uid: u32) {
-    let digit = |shift: u32| {
-        char::from_digit(uid >> shift & 0xF, 16)
-            .map_or(b'0', |digit| digit.to_ascii_uppercase() as u8)
-    };
+    let digit =
+        |shift: u32| char::from_digit(uid >> shift & 0xF, 16).map_or(b'0', |digit| digit.to_ascii_uppercase() as u8);
     aml.device(&[b'C', digit(8), digit(4), digit(0)], |aml| {
         aml.name(b"_HID").string("ACPI0007");
         aml.name(b"_UID").integer(uid.into());
@@ -77,9 +71,7 @@ fn operating_system_capabilities(aml: &mut Aml) {
     const STATUS: Name = b"CDW1";
     const CONTROL: Name = b"CDW3";
     let field = |aml: &mut Aml, offset, name: Name| {
-        aml.raw(&[op::CREATE_DWORD_FIELD, op::ARG3])
-            .integer(offset)
-            .raw(name);
+        aml.raw(&[op::CREATE_DWORD_FIELD, op::ARG3]).integer(offset).raw(name);
     };
     let report = |aml: &mut Aml, bit| {
         aml.raw(&[op::OR]).raw(STATUS).integer(bit).raw(STATUS);
@@ -91,18 +83,13 @@ fn operating_system_capabilities(aml: &mut Aml) {
         };
         aml.when(is_ours, |aml| {
             field(aml, 8, CONTROL);
-            aml.raw(&[op::AND])
-                .raw(CONTROL)
-                .integer(OSC_GRANTED)
-                .raw(&[op::LOCAL0]);
+            aml.raw(&[op::AND]).raw(CONTROL).integer(OSC_GRANTED).raw(&[op::LOCAL0]);
             let other_revision = |aml: &mut Aml| {
                 aml.raw(&[op::NOT, op::EQUAL, op::ARG1]).integer(1);
             };
             aml.when(other_revision, |aml| report(aml, 0x08));
             let masked = |aml: &mut Aml| {
-                aml.raw(&[op::NOT, op::EQUAL])
-                    .raw(CONTROL)
-                    .raw(&[op::LOCAL0]);
+                aml.raw(&[op::NOT, op::EQUAL]).raw(CONTROL).raw(&[op::LOCAL0]);
             };
             aml.when(masked, |aml| report(aml, 0x10));
             aml.raw(&[op::STORE, op::LOCAL0]).raw(CONTROL);
@@ -120,10 +107,7 @@ fn interrupt_routing(aml: &mut Aml) {
             for pin in 0..4 {
                 let gsi = INTX_FIRST_GSI + (device + pin) % INTX_GSIS;
                 aml.package(4, |aml| {
-                    aml.integer(device << 16 | 0xFFFF)
-                        .integer(pin)
-                        .integer(0)
-                        .integer(gsi);
+                    aml.integer(device << 16 | 0xFFFF).integer(pin).integer(0).integer(gsi);
                 });
             }
         }
@@ -133,34 +117,10 @@ fn interrupt_routing(aml: &mut Aml) {
 fn lpc_bridge(aml: &mut Aml) {
     aml.device(b"LPC_", |aml| {
         aml.name(b"_ADR").integer(0x001F_0000);
-        legacy(
-            aml,
-            b"COM1",
-            b"PNP0501",
-            Resources::default().ports(COM1, 8).irq(4),
-        );
-        legacy(
-            aml,
-            b"RTC_",
-            b"PNP0B00",
-            Resources::default().ports(0x70, 2).irq(8),
-        );
-        legacy(
-            aml,
-            b"TIMR",
-            b"PNP0100",
-            Resources::default().ports(0x40, 4).irq(0),
-        );
-        legacy(
-            aml,
-            b"PIC_",
-            b"PNP0000",
-            Resources::default()
-                .ports(0x20, 2)
-                .ports(0xA0, 2)
-                .ports(0x4D0, 2)
-                .irq(2),
-        );
+        legacy(aml, b"COM1", b"PNP0501", Resources::default().ports(COM1, 8).irq(4));
+        legacy(aml, b"RTC_", b"PNP0B00", Resources::default().ports(0x70, 2).irq(8));
+        legacy(aml, b"TIMR", b"PNP0100", Resources::default().ports(0x40, 4).irq(0));
+        legacy(aml, b"PIC_", b"PNP0000", Resources::default().ports(0x20, 2).ports(0xA0, 2).ports(0x4D0, 2).irq(2));
     });
 }
 

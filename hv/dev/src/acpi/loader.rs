@@ -5,9 +5,7 @@ use alloc::vec::Vec;
 
 use hv_defs::Gpa;
 
-use super::tables::{
-    self, CHECKSUM, FADT_POINTERS, HEADER, RSDP_CHECKSUM, RSDP_EXTENDED_CHECKSUM, RSDP_OLD_LENGTH,
-};
+use super::tables::{self, CHECKSUM, FADT_POINTERS, HEADER, RSDP_CHECKSUM, RSDP_EXTENDED_CHECKSUM, RSDP_OLD_LENGTH};
 use super::{Config, Tables};
 
 /// Name of the file with the RSDP.
@@ -55,29 +53,18 @@ pub(super) fn files(config: &Config) -> Files {
     script.allocate(RSDP_FILE, 16, ZONE_FSEG);
     script.allocate(TABLES_FILE, 64, ZONE_HIGH);
     script.pointer(RSDP_FILE, RSDP_XSDT, 8);
-    (HEADER..xsdt_length)
-        .step_by(8)
-        .for_each(|entry| script.pointer(TABLES_FILE, xsdt + entry, 8));
-    FADT_POINTERS
-        .into_iter()
-        .for_each(|(offset, size)| script.pointer(TABLES_FILE, fadt + offset, size));
+    (HEADER..xsdt_length).step_by(8).for_each(|entry| script.pointer(TABLES_FILE, xsdt + entry, 8));
+    FADT_POINTERS.into_iter().for_each(|(offset, size)| script.pointer(TABLES_FILE, fadt + offset, size));
     script.checksum(TABLES_FILE, &mut bytes, xsdt, xsdt_length, CHECKSUM);
     script.checksum(TABLES_FILE, &mut bytes, fadt, fadt_length, CHECKSUM);
     script.checksum(RSDP_FILE, &mut rsdp, 0, RSDP_OLD_LENGTH, RSDP_CHECKSUM);
     script.checksum(RSDP_FILE, &mut rsdp, 0, HEADER, RSDP_EXTENDED_CHECKSUM);
-    Files {
-        rsdp,
-        tables: bytes,
-        script: script.0,
-    }
+    Files { rsdp, tables: bytes, script: script.0 }
 }
 
 fn read(bytes: &[u8], at: usize, size: usize) -> usize {
     let bytes = bytes.get(at..at + size).unwrap_or(&[]);
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | usize::from(*byte))
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte))
 }
 
 #[derive(Default)]
@@ -90,11 +77,7 @@ impl Script {
 
     /// The field at `offset` of `file` holds an offset in the tables' file and must become an address.
     fn pointer(&mut self, file: &str, offset: usize, size: u8) {
-        self.command(
-            ADD_POINTER,
-            &[file, TABLES_FILE],
-            &[&(offset as u32).to_le_bytes(), &[size]],
-        );
+        self.command(ADD_POINTER, &[file, TABLES_FILE], &[&(offset as u32).to_le_bytes(), &[size]]);
     }
 
     /// The byte at `at` of a table makes its sum zero once the pointers are right; until then it is zero.
@@ -114,9 +97,7 @@ impl Script {
             self.0.extend_from_slice(name.as_bytes());
             self.0.resize(next, 0);
         }
-        fields
-            .iter()
-            .for_each(|field| self.0.extend_from_slice(field));
+        fields.iter().for_each(|field| self.0.extend_from_slice(field));
         self.0.resize(end, 0);
     }
 }
@@ -133,19 +114,11 @@ mod tests {
             String::from_utf8(name.split(|byte| *byte == 0).next().unwrap().to_vec()).unwrap()
         };
         let address = |name: &str| {
-            if name == RSDP_FILE {
-                rsdp_at
-            } else {
-                tables_at
-            }
+            if name == RSDP_FILE { rsdp_at } else { tables_at }
         };
         for command in files.script.clone().chunks(COMMAND) {
             let file = name(command, 4);
-            let bytes = if file == RSDP_FILE {
-                &mut files.rsdp
-            } else {
-                &mut files.tables
-            };
+            let bytes = if file == RSDP_FILE { &mut files.rsdp } else { &mut files.tables };
             match read(command, 0, 4) as u32 {
                 ALLOCATE => assert_eq!(address(&file) % read(command, 60, 4) as u64, 0),
                 ADD_POINTER => {
@@ -155,9 +128,7 @@ mod tests {
                 }
                 ADD_CHECKSUM => {
                     let [at, start, length] = [60, 64, 68].map(|field| read(command, field, 4));
-                    let sum = bytes[start..start + length]
-                        .iter()
-                        .fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+                    let sum = bytes[start..start + length].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
                     bytes[at] = 0u8.wrapping_sub(sum);
                 }
                 other => panic!("command {other}"),
@@ -167,11 +138,7 @@ mod tests {
 
     #[test]
     fn the_script_makes_the_tables_of_a_direct_boot() {
-        let config = Config {
-            vcpus: 3,
-            layout: Layout::new(1 << 30),
-            ecam: ECAM,
-        };
+        let config = Config { vcpus: 3, layout: Layout::new(1 << 30), ecam: ECAM };
         let mut files = files(&config);
         assert_eq!(files.script.len() % COMMAND, 0);
         let base = 0x7FBF_C000;

@@ -30,10 +30,7 @@ const PM_BASE: u32 = pm::BASE as u32;
 
 /// Builds all tables to lie at `base`.
 pub(super) fn build(config: &Config, base: Gpa) -> Tables {
-    let mut image = Image {
-        base: base.0,
-        bytes: Vec::new(),
-    };
+    let mut image = Image { base: base.0, bytes: Vec::new() };
     // The RSDP comes first, and is filled in when the XSDT has its place.
     let rsdp = image.add(&[0; HEADER]);
     let facs = image.add(&facs());
@@ -44,18 +41,10 @@ pub(super) fn build(config: &Config, base: Gpa) -> Tables {
         image.add(&mcfg(config)),
         image.add(&table(b"WAET", 1, &3u32.to_le_bytes())),
     ];
-    let xsdt = image.add(&table(
-        b"XSDT",
-        1,
-        entries.map(u64::to_le_bytes).as_flattened(),
-    ));
+    let xsdt = image.add(&table(b"XSDT", 1, entries.map(u64::to_le_bytes).as_flattened()));
     let rsdp_bytes = rsdp_bytes(xsdt);
     image.bytes.splice(..rsdp_bytes.len(), rsdp_bytes);
-    Tables {
-        base,
-        bytes: image.bytes,
-        rsdp: Gpa(rsdp),
-    }
+    Tables { base, bytes: image.bytes, rsdp: Gpa(rsdp) }
 }
 
 struct Image {
@@ -66,8 +55,7 @@ struct Image {
 impl Image {
     /// Appends a table and yields its address.
     fn add(&mut self, table: &[u8]) -> u64 {
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(ALIGN), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN), 0);
         let at = self.base + self.bytes.len() as u64;
         self.bytes.extend_from_slice(table);
         at
@@ -131,31 +119,11 @@ struct Block {
     access: u8,
 }
 
-const PM1_EVENT: Block = Block {
-    port: PM_BASE,
-    bytes: 4,
-    access: 2,
-};
-const PM1_CONTROL: Block = Block {
-    port: PM_BASE + 4,
-    bytes: 2,
-    access: 2,
-};
-const PM_TIMER: Block = Block {
-    port: PM_BASE + 8,
-    bytes: 4,
-    access: 3,
-};
-const GPE0: Block = Block {
-    port: PM_BASE + 0x20,
-    bytes: 16,
-    access: 1,
-};
-const RESET: Block = Block {
-    port: 0xCF9,
-    bytes: 1,
-    access: 1,
-};
+const PM1_EVENT: Block = Block { port: PM_BASE, bytes: 4, access: 2 };
+const PM1_CONTROL: Block = Block { port: PM_BASE + 4, bytes: 2, access: 2 };
+const PM_TIMER: Block = Block { port: PM_BASE + 8, bytes: 4, access: 3 };
+const GPE0: Block = Block { port: PM_BASE + 0x20, bytes: 16, access: 1 };
+const RESET: Block = Block { port: 0xCF9, bytes: 1, access: 1 };
 const RESET_VALUE: u8 = 0x06;
 
 /// WBINVD, PROC_C1, SLP_BUTTON (none in fixed hardware), RTC_S4, TMR_VAL_EXT, RESET_REG_SUP.
@@ -176,12 +144,9 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     put(40, &(dsdt as u32).to_le_bytes());
     put(46, &u16::from(IRQ_SCI).to_le_bytes());
     // 32-bit address, length, and the generic address of each block.
-    for (block, address, length, extended) in [
-        (PM1_EVENT, 56, 88, 148),
-        (PM1_CONTROL, 64, 89, 172),
-        (PM_TIMER, 76, 91, 208),
-        (GPE0, 80, 92, 220),
-    ] {
+    for (block, address, length, extended) in
+        [(PM1_EVENT, 56, 88, 148), (PM1_CONTROL, 64, 89, 172), (PM_TIMER, 76, 91, 208), (GPE0, 80, 92, 220)]
+    {
         put(address, &block.port.to_le_bytes());
         put(length, &[block.bytes]);
         put(extended, &generic_address(&block));
@@ -247,11 +212,7 @@ mod tests {
     use crate::e820::{ECAM, Layout};
 
     fn tables(vcpus: u32) -> Tables {
-        super::super::build(&Config {
-            vcpus,
-            layout: Layout::new(5 << 30),
-            ecam: ECAM,
-        })
+        super::super::build(&Config { vcpus, layout: Layout::new(5 << 30), ecam: ECAM })
     }
 
     impl Tables {
@@ -269,10 +230,7 @@ mod tests {
             let xsdt = self.table(u64_at(self.at(self.rsdp.0), 24));
             assert_eq!((&xsdt[..4], sum(xsdt)), (&b"XSDT"[..], 0));
             let addresses = (HEADER..xsdt.len()).step_by(8).map(|at| u64_at(xsdt, at));
-            addresses
-                .map(|address| self.table(address))
-                .find(|table| &table[..4] == signature)
-                .unwrap()
+            addresses.map(|address| self.table(address)).find(|table| &table[..4] == signature).unwrap()
         }
     }
 
@@ -292,10 +250,7 @@ mod tests {
     fn every_checksum_is_right() {
         let tables = tables(4);
         let rsdp = &tables.at(tables.rsdp.0)[..36];
-        assert_eq!(
-            (&rsdp[..8], sum(&rsdp[..20]), sum(rsdp)),
-            (&b"RSD PTR "[..], 0, 0)
-        );
+        assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(rsdp)), (&b"RSD PTR "[..], 0, 0));
         for signature in [b"FACP", b"APIC", b"MCFG", b"WAET"] {
             assert_eq!(sum(tables.named(signature)), 0);
         }
@@ -312,10 +267,7 @@ mod tests {
     fn the_fadt_names_the_ports_that_the_chipset_has() {
         let tables = tables(1);
         let fadt = tables.named(b"FACP");
-        assert_eq!(
-            [56, 64, 76, 80].map(|at| u32_at(fadt, at)),
-            [0x600, 0x604, 0x608, 0x620]
-        );
+        assert_eq!([56, 64, 76, 80].map(|at| u32_at(fadt, at)), [0x600, 0x604, 0x608, 0x620]);
         assert_eq!(fadt[116..128], [1, 8, 0, 1, 0xF9, 0x0C, 0, 0, 0, 0, 0, 0]);
         assert_eq!(fadt[220..232], [1, 128, 0, 1, 0x20, 0x06, 0, 0, 0, 0, 0, 0]);
         assert_eq!(u32_at(fadt, 48), 0, "no SMI command port");

@@ -88,11 +88,7 @@ impl Lapic {
     /// Makes a local APIC in its power-on state. Its timer counts at `timer_hz` before division; a guest that is told
     /// the crystal's frequency by CPUID leaf 0x15 must be told this one.
     pub fn new(id: u32, bootstrap: Bootstrap, timer_hz: u32) -> Self {
-        let bsp = if bootstrap == Bootstrap::Yes {
-            BASE_BSP
-        } else {
-            0
-        };
+        let bsp = if bootstrap == Bootstrap::Yes { BASE_BSP } else { 0 };
         let mut lapic = Self {
             id,
             base: BASE_DEFAULT | BASE_EN | bsp,
@@ -207,11 +203,7 @@ impl Lapic {
     pub fn tpr_threshold(&self) -> u8 {
         let waiting = self.irr.highest().map_or(0, |vector| vector >> 4);
         let served = self.isr.highest().map_or(0, |vector| vector >> 4);
-        if waiting > served && waiting <= self.tpr >> 4 {
-            waiting
-        } else {
-            0
-        }
+        if waiting > served && waiting <= self.tpr >> 4 { waiting } else { 0 }
     }
 
     /// When the timer is due.
@@ -309,10 +301,7 @@ impl Lapic {
                 ID => Ok(u64::from(self.id)),
                 ICR => Ok(self.icr),
                 EOI | SELF_IPI => Err(GeneralProtection),
-                register => self
-                    .read(register, now)
-                    .map(u64::from)
-                    .ok_or(GeneralProtection),
+                register => self.read(register, now).map(u64::from).ok_or(GeneralProtection),
             },
         }
     }
@@ -412,17 +401,12 @@ impl Lapic {
     }
 
     fn lvt(&self, register: u8) -> u32 {
-        self.lvt
-            .get(usize::from(register - LVT_TIMER))
-            .copied()
-            .unwrap_or(LVT_MASKED)
+        self.lvt.get(usize::from(register - LVT_TIMER)).copied().unwrap_or(LVT_MASKED)
     }
 
     fn x2apic_register(&self, msr: u32) -> Result<u8, GeneralProtection> {
         match msr {
-            MSR_X2APIC_FIRST..=MSR_X2APIC_LAST if self.mode() == Mode::X2Apic => {
-                Ok((msr - MSR_X2APIC_FIRST) as u8)
-            }
+            MSR_X2APIC_FIRST..=MSR_X2APIC_LAST if self.mode() == Mode::X2Apic => Ok((msr - MSR_X2APIC_FIRST) as u8),
             _ => Err(GeneralProtection),
         }
     }
@@ -436,10 +420,7 @@ impl Lapic {
             (true, true) => Mode::X2Apic,
             (false, true) => return Err(GeneralProtection),
         };
-        let forbidden = matches!(
-            (before, after),
-            (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic)
-        );
+        let forbidden = matches!((before, after), (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic));
         if value & !BASE_VALID != 0 || forbidden {
             return Err(GeneralProtection);
         }
@@ -473,11 +454,7 @@ impl Lapic {
     /// Processor priority: the higher of TPR and the class in service (SDM Vol. 3A, 11.8.3.1).
     fn ppr(&self) -> u8 {
         let served = self.isr.highest().map_or(0, |vector| vector & 0xF0);
-        if self.tpr >> 4 >= served >> 4 {
-            self.tpr
-        } else {
-            served
-        }
+        if self.tpr >> 4 >= served >> 4 { self.tpr } else { served }
     }
 
     fn request(&mut self, vector: u8, trigger: Trigger) {
@@ -564,12 +541,7 @@ impl Lapic {
             3 => Destination::Others,
             _ => to,
         };
-        bus.send(Message {
-            to,
-            delivery,
-            vector,
-            trigger: Trigger::Edge,
-        });
+        bus.send(Message { to, delivery, vector, trigger: Trigger::Edge });
     }
 
     /// An IPI to oneself must be there before the next instruction (Windows counts on it), so it takes no detour.
@@ -608,20 +580,9 @@ fn x2apic_writable(register: u8) -> Option<u64> {
         SVR => SVR_WRITABLE.into(),
         ICR => u64::from(u32::MAX) << 32 | u64::from(ICR_WRITABLE),
         LVT_TIMER..=LVT_ERROR => {
-            let writable = LVT_WRITABLE
-                .get(usize::from(register - LVT_TIMER))
-                .copied()
-                .unwrap_or(0);
+            let writable = LVT_WRITABLE.get(usize::from(register - LVT_TIMER)).copied().unwrap_or(0);
             // Delivery status and Remote IRR are read-only, not reserved.
-            u64::from(
-                writable
-                    | 1 << 12
-                    | if matches!(register, LVT_LINT0 | LVT_LINT1) {
-                        1 << 14
-                    } else {
-                        0
-                    },
-            )
+            u64::from(writable | 1 << 12 | if matches!(register, LVT_LINT0 | LVT_LINT1) { 1 << 14 } else { 0 })
         }
         TIMER_INITIAL => u32::MAX.into(),
         TIMER_DIVIDE => 0xB,

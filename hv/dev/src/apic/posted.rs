@@ -60,10 +60,7 @@ impl Addressing {
             Model::Cluster => 1,
             Model::X2Apic => 2,
         };
-        u64::from(self.ldr)
-            | model << 32
-            | u64::from(self.present) << 34
-            | u64::from(self.enabled) << 35
+        u64::from(self.ldr) | model << 32 | u64::from(self.present) << 34 | u64::from(self.enabled) << 35
     }
 
     fn unpack(bits: u64) -> Self {
@@ -85,9 +82,7 @@ impl Addressing {
             Model::Flat => mask <= 0xFF && (self.ldr >> 24) & mask != 0,
             Model::Cluster => {
                 let cluster = mask >> 4;
-                mask <= 0xFF
-                    && (cluster == 0xF || cluster == self.ldr >> 28)
-                    && (self.ldr >> 24) & mask & 0xF != 0
+                mask <= 0xFF && (cluster == 0xF || cluster == self.ldr >> 28) && (self.ldr >> 24) & mask & 0xF != 0
             }
             Model::X2Apic => mask >> 16 == self.ldr >> 16 && mask & self.ldr & 0xFFFF != 0,
         }
@@ -109,12 +104,7 @@ pub struct Posted {
 impl Posted {
     /// Makes the mailbox of the local APIC with this ID, in the state after power-on.
     pub fn new(id: u32) -> Self {
-        let addressing = Addressing {
-            ldr: 0,
-            model: Model::Flat,
-            present: true,
-            enabled: false,
-        };
+        let addressing = Addressing { ldr: 0, model: Model::Flat, present: true, enabled: false };
         Self {
             id,
             flags: AtomicU32::new(0),
@@ -155,9 +145,7 @@ impl Posted {
                 let page = u32::from(vector) << SIPI_SHIFT;
                 let set = page | (Flags::SIPI | Flags::PENDING).bits();
                 let update = |flags| Some(flags & !(0xFF << SIPI_SHIFT) | set);
-                let (Ok(before) | Err(before)) =
-                    self.flags
-                        .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+                let (Ok(before) | Err(before)) = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
                 before & Flags::PENDING.bits() == 0
             }
             Delivery::Ignored => false,
@@ -183,9 +171,7 @@ impl Posted {
     }
 
     fn raise(&self, flags: Flags) -> bool {
-        let before = self
-            .flags
-            .fetch_or((flags | Flags::PENDING).bits(), Ordering::AcqRel);
+        let before = self.flags.fetch_or((flags | Flags::PENDING).bits(), Ordering::AcqRel);
         before & Flags::PENDING.bits() == 0
     }
 
@@ -216,10 +202,7 @@ impl Posted {
 
     /// Takes the events; yields them with the level of LINT0.
     pub(super) fn take_flags(&self) -> Flags {
-        Flags::from_bits_retain(
-            self.flags
-                .fetch_and(!Flags::EVENTS.bits(), Ordering::AcqRel),
-        )
+        Flags::from_bits_retain(self.flags.fetch_and(!Flags::EVENTS.bits(), Ordering::AcqRel))
     }
 
     /// The flags as they are, nothing taken.
@@ -254,17 +237,9 @@ pub fn deliver<P: Borrow<Posted>>(
     sender: Option<u32>,
     mut wake: impl FnMut(usize),
 ) -> Delivered {
-    let matching = || {
-        vcpus
-            .iter()
-            .map(Borrow::borrow)
-            .enumerate()
-            .filter(|(_, posted)| posted.accepts(message.to, sender))
-    };
-    let needs_enabled = matches!(
-        message.delivery,
-        Delivery::Fixed | Delivery::LowestPriority | Delivery::ExtInt
-    );
+    let matching =
+        || vcpus.iter().map(Borrow::borrow).enumerate().filter(|(_, posted)| posted.accepts(message.to, sender));
+    let needs_enabled = matches!(message.delivery, Delivery::Fixed | Delivery::LowestPriority | Delivery::ExtInt);
     let able = || matching().filter(|(_, posted)| !needs_enabled || posted.addressing().enabled);
     let mut delivered = Delivered::Nobody;
     let mut post = |(index, posted): (usize, &Posted)| {

@@ -37,14 +37,8 @@ pub(super) const LVT_MASKED: u32 = 1 << 16;
 /// Number of LVT entries.
 pub(super) const LVT_COUNT: usize = 6;
 /// Bits of each LVT entry that a guest may write, from `LVT_TIMER` on.
-pub(super) const LVT_WRITABLE: [u32; LVT_COUNT] = [
-    0x0007_00FF,
-    0x0001_07FF,
-    0x0001_07FF,
-    0x0001_A7FF,
-    0x0001_A7FF,
-    0x0001_00FF,
-];
+pub(super) const LVT_WRITABLE: [u32; LVT_COUNT] =
+    [0x0007_00FF, 0x0001_07FF, 0x0001_07FF, 0x0001_A7FF, 0x0001_A7FF, 0x0001_00FF];
 
 pub(super) const ICR_LOGICAL: u32 = 1 << 11;
 pub(super) const ICR_ASSERT: u32 = 1 << 14;

@@ -48,16 +48,8 @@ struct Cpu {
 
 impl Cpu {
     fn new(id: u32) -> Self {
-        let bootstrap = if id == 0 {
-            Bootstrap::Yes
-        } else {
-            Bootstrap::No
-        };
-        Self {
-            lapic: Lapic::new(id, bootstrap, GHZ),
-            posted: Posted::new(id),
-            bus: Bus::default(),
-        }
+        let bootstrap = if id == 0 { Bootstrap::Yes } else { Bootstrap::No };
+        Self { lapic: Lapic::new(id, bootstrap, GHZ), posted: Posted::new(id), bus: Bus::default() }
     }
 
     /// Enabled through SVR, as every operating system does.
@@ -99,12 +91,7 @@ impl Cpu {
 }
 
 fn fixed(to: Destination, vector: u8) -> Message {
-    Message {
-        to,
-        delivery: Delivery::Fixed,
-        vector,
-        trigger: Trigger::Edge,
-    }
+    Message { to, delivery: Delivery::Fixed, vector, trigger: Trigger::Edge }
 }
 
 #[test]
@@ -114,18 +101,11 @@ fn the_power_on_state() {
     assert_eq!(cpu.lapic.base(), 0xFEE0_0800);
     assert_eq!(Cpu::new(0).lapic.base(), 0xFEE0_0900);
     assert_eq!((cpu.read(0x20), cpu.read(0x30)), (0x0300_0000, 0x0005_0014));
-    assert_eq!(
-        (cpu.read(0xF0), cpu.read(0xE0), cpu.read(0xD0)),
-        (0xFF, u32::MAX, 0)
-    );
+    assert_eq!((cpu.read(0xF0), cpu.read(0xE0), cpu.read(0xD0)), (0xFF, u32::MAX, 0));
     for lvt in (0x320..=0x370).step_by(0x10) {
         assert_eq!(cpu.read(lvt), 0x1_0000);
         cpu.write(lvt, 0xEF);
-        assert_eq!(
-            cpu.read(lvt),
-            0x1_00EF,
-            "stays masked while the APIC is disabled"
-        );
+        assert_eq!(cpu.read(lvt), 0x1_00EF, "stays masked while the APIC is disabled");
     }
 }
 
@@ -136,28 +116,14 @@ fn priority_follows_tpr_in_both_directions() {
     assert_eq!(cpu.lapic.next(), Some(Interrupt::Fixed(0x51)));
     assert_eq!(cpu.lapic.tpr_threshold(), 0);
     cpu.lapic.set_cr8(5);
-    assert_eq!(
-        (cpu.lapic.next(), cpu.read(0xA0), cpu.read(0x80)),
-        (None, 0x50, 0x50)
-    );
-    assert_eq!(
-        cpu.lapic.tpr_threshold(),
-        5,
-        "an exit is due when TPR falls below 5"
-    );
+    assert_eq!((cpu.lapic.next(), cpu.read(0xA0), cpu.read(0x80)), (None, 0x50, 0x50));
+    assert_eq!(cpu.lapic.tpr_threshold(), 5, "an exit is due when TPR falls below 5");
     cpu.write(0x80, 0x4F);
-    assert_eq!(
-        (cpu.lapic.next(), cpu.lapic.cr8()),
-        (Some(Interrupt::Fixed(0x51)), 4)
-    );
+    assert_eq!((cpu.lapic.next(), cpu.lapic.cr8()), (Some(Interrupt::Fixed(0x51)), 4));
     cpu.lapic.ack(0x51);
     assert_eq!((cpu.lapic.next(), cpu.read(0xA0)), (None, 0x50));
     cpu.post(0x5F, Trigger::Edge);
-    assert_eq!(
-        (cpu.lapic.next(), cpu.lapic.tpr_threshold()),
-        (None, 0),
-        "held back by ISR, not by TPR"
-    );
+    assert_eq!((cpu.lapic.next(), cpu.lapic.tpr_threshold()), (None, 0), "held back by ISR, not by TPR");
     cpu.post(0x61, Trigger::Edge);
     assert_eq!(cpu.lapic.next(), Some(Interrupt::Fixed(0x61)));
     cpu.write(0xB0, 0);
@@ -171,15 +137,9 @@ fn priority_follows_tpr_in_both_directions() {
 fn irr_and_isr_read_back() {
     let mut cpu = Cpu::enabled(0);
     cpu.post(0x21, Trigger::Level);
-    assert_eq!(
-        (cpu.read(0x210), cpu.read(0x190), cpu.read(0x110)),
-        (2, 2, 0)
-    );
+    assert_eq!((cpu.read(0x210), cpu.read(0x190), cpu.read(0x110)), (2, 2, 0));
     cpu.lapic.ack(0x21);
-    assert_eq!(
-        (cpu.read(0x210), cpu.read(0x190), cpu.read(0x110)),
-        (0, 2, 2)
-    );
+    assert_eq!((cpu.read(0x210), cpu.read(0x190), cpu.read(0x110)), (0, 2, 2));
 }
 
 #[test]
@@ -207,17 +167,10 @@ fn icr_sends_every_kind() {
     let mut cpu = Cpu::enabled(0);
     cpu.write(0x310, 0x0200_0000);
     // What Linux and OVMF write.
-    for icr in [
-        0xC500, 0x8500, 0x699, 0xC4500, 0xC4687, 0x8_0031, 0x831, 0x4400, 0x0001,
-    ] {
+    for icr in [0xC500, 0x8500, 0x699, 0xC4500, 0xC4687, 0x8_0031, 0x831, 0x4400, 0x0001] {
         cpu.write(0x300, icr);
     }
-    let message = |to, delivery, vector| Message {
-        to,
-        delivery,
-        vector,
-        trigger: Trigger::Edge,
-    };
+    let message = |to, delivery, vector| Message { to, delivery, vector, trigger: Trigger::Edge };
     assert_eq!(
         cpu.bus.sent,
         [
@@ -259,10 +212,7 @@ fn apic_base_transitions() {
     assert!(cpu.wrmsr(0x1B, base | 1).is_err());
     cpu.wrmsr(0x1B, base | extd).unwrap();
     assert_eq!((cpu.lapic.mode(), cpu.lapic.page()), (Mode::X2Apic, None));
-    assert_eq!(
-        (cpu.lapic.msr_read(0x802, T0), cpu.lapic.msr_read(0x80D, T0)),
-        (Ok(5), Ok(0x20))
-    );
+    assert_eq!((cpu.lapic.msr_read(0x802, T0), cpu.lapic.msr_read(0x80D, T0)), (Ok(5), Ok(0x20)));
     assert!(cpu.wrmsr(0x1B, base).is_err(), "not straight back to xAPIC");
     cpu.wrmsr(0x1B, base & !en).unwrap();
     assert_eq!(cpu.lapic.mode(), Mode::Disabled);
@@ -292,34 +242,16 @@ fn x2apic_refuses_what_is_reserved() {
     for msr in [0x800, 0x80B, 0x80E, 0x831, 0x83F, 0x8FF] {
         assert!(cpu.lapic.msr_read(msr, T0).is_err(), "{msr:#x}");
     }
-    for (msr, value) in [
-        (0x80F, 0x1FF),
-        (0x832, 0x400EC),
-        (0x837, 0xFE),
-        (0x80B, 0),
-        (0x828, 0),
-        (0x808, 0x20),
-        (0x83E, 0xB),
-    ] {
+    for (msr, value) in
+        [(0x80F, 0x1FF), (0x832, 0x400EC), (0x837, 0xFE), (0x80B, 0), (0x828, 0), (0x808, 0x20), (0x83E, 0xB)]
+    {
         cpu.wrmsr(msr, value).unwrap();
     }
     cpu.wrmsr(0x830, 7 << 32 | 0xF3).unwrap();
     cpu.wrmsr(0x830, 0xFFFF_FFFF << 32 | 0xF3).unwrap();
     cpu.wrmsr(0x830, 0x1_0003 << 32 | 0x8F3).unwrap();
-    let destinations = cpu
-        .bus
-        .sent
-        .iter()
-        .map(|message| message.to)
-        .collect::<Vec<_>>();
-    assert_eq!(
-        destinations,
-        [
-            Destination::Physical(7),
-            Destination::Everyone,
-            Destination::Logical(0x1_0003)
-        ]
-    );
+    let destinations = cpu.bus.sent.iter().map(|message| message.to).collect::<Vec<_>>();
+    assert_eq!(destinations, [Destination::Physical(7), Destination::Everyone, Destination::Logical(0x1_0003)]);
 }
 
 #[test]
@@ -342,10 +274,7 @@ fn destinations_match() {
     assert_eq!(reached(&flat, Destination::Physical(2), None), [2]);
     assert_eq!(reached(&flat, Destination::Physical(9), None), []);
     assert_eq!(reached(&flat, Destination::Logical(0b0101), None), [0, 2]);
-    assert_eq!(
-        reached(&flat, Destination::Logical(0xFF), None),
-        [0, 1, 2, 3]
-    );
+    assert_eq!(reached(&flat, Destination::Logical(0xFF), None), [0, 1, 2, 3]);
     assert_eq!(reached(&flat, Destination::Everyone, Some(1)), [0, 1, 2, 3]);
     assert_eq!(reached(&flat, Destination::Others, Some(1)), [0, 2, 3]);
 
@@ -376,15 +305,9 @@ fn lowest_priority_goes_to_the_idlest() {
         cpu.sync();
     }
     let posted = cpus.iter().map(|cpu| &cpu.posted).collect::<Vec<_>>();
-    let message = Message {
-        delivery: Delivery::LowestPriority,
-        ..fixed(Destination::Everyone, 0x31)
-    };
+    let message = Message { delivery: Delivery::LowestPriority, ..fixed(Destination::Everyone, 0x31) };
     let mut woken = vec![];
-    assert_eq!(
-        deliver(&posted, &message, None, |index| woken.push(index)),
-        Delivered::Accepted
-    );
+    assert_eq!(deliver(&posted, &message, None, |index| woken.push(index)), Delivered::Accepted);
     assert_eq!(woken, [1]);
 }
 
@@ -393,33 +316,12 @@ fn a_disabled_apic_takes_signals_only() {
     let mut cpu = Cpu::new(1);
     cpu.sync();
     let posted = [&cpu.posted];
-    assert_eq!(
-        deliver(
-            &posted,
-            &fixed(Destination::Physical(1), 0x31),
-            None,
-            |_| {}
-        ),
-        Delivered::Nobody
-    );
+    assert_eq!(deliver(&posted, &fixed(Destination::Physical(1), 0x31), None, |_| {}), Delivered::Nobody);
     for delivery in [Delivery::Init, Delivery::Sipi, Delivery::Nmi] {
-        let message = Message {
-            delivery,
-            ..fixed(Destination::Physical(1), 0x99)
-        };
-        assert_eq!(
-            deliver(&posted, &message, Some(0), |_| {}),
-            Delivered::Accepted
-        );
+        let message = Message { delivery, ..fixed(Destination::Physical(1), 0x99) };
+        assert_eq!(deliver(&posted, &message, Some(0), |_| {}), Delivered::Accepted);
     }
-    assert_eq!(
-        cpu.sync(),
-        Signals {
-            nmi: true,
-            init: true,
-            sipi: Some(0x99)
-        }
-    );
+    assert_eq!(cpu.sync(), Signals { nmi: true, init: true, sipi: Some(0x99) });
     assert_eq!(cpu.sync(), Signals::default());
 }
 
@@ -428,23 +330,13 @@ fn a_vcpu_is_woken_once_until_it_looks() {
     let mut cpu = Cpu::enabled(0);
     let mut woken = 0;
     for vector in [0x31, 0x32, 0x31] {
-        let _ = deliver(
-            &[&cpu.posted],
-            &fixed(Destination::Physical(0), vector),
-            None,
-            |_| woken += 1,
-        );
+        let _ = deliver(&[&cpu.posted], &fixed(Destination::Physical(0), vector), None, |_| woken += 1);
     }
     assert_eq!(woken, 1);
     cpu.sync();
     assert!(!cpu.posted.is_pending());
     assert_eq!(cpu.lapic.next(), Some(Interrupt::Fixed(0x32)));
-    let _ = deliver(
-        &[&cpu.posted],
-        &fixed(Destination::Physical(0), 0x33),
-        None,
-        |_| woken += 1,
-    );
+    let _ = deliver(&[&cpu.posted], &fixed(Destination::Physical(0), 0x33), None, |_| woken += 1);
     assert_eq!(woken, 2);
 }
 
@@ -479,10 +371,7 @@ fn the_8259s_interrupt_comes_through_lint0() {
 #[test]
 fn an_extint_message_is_taken_once() {
     let mut cpu = Cpu::enabled(0);
-    let message = Message {
-        delivery: Delivery::ExtInt,
-        ..fixed(Destination::Physical(0), 0)
-    };
+    let message = Message { delivery: Delivery::ExtInt, ..fixed(Destination::Physical(0), 0) };
     let _ = deliver(&[&cpu.posted], &message, None, |_| {});
     cpu.sync();
     assert_eq!(cpu.lapic.next(), Some(Interrupt::ExtInt));
@@ -512,13 +401,7 @@ fn the_timer_counts_down_and_fires_once() {
     assert_eq!(cpu.lapic.next(), None);
     cpu.lapic.expire(Nanos(16_000_000), 0);
     assert_eq!(cpu.lapic.next(), Some(Interrupt::Fixed(0xEC)));
-    assert_eq!(
-        (
-            cpu.lapic.deadline(),
-            cpu.lapic.mmio_read(0x390, Nanos(99_000_000))
-        ),
-        (None, 0)
-    );
+    assert_eq!((cpu.lapic.deadline(), cpu.lapic.mmio_read(0x390, Nanos(99_000_000))), (None, 0));
 }
 
 #[test]
@@ -528,10 +411,7 @@ fn the_timer_repeats_without_drift() {
     cpu.write(0x320, 0x2_00EC);
     cpu.write(0x380, 4_000_000);
     for period in 1..=100u64 {
-        assert_eq!(
-            cpu.lapic.deadline(),
-            Some(Deadline::At(Nanos(period * 4_000_000)))
-        );
+        assert_eq!(cpu.lapic.deadline(), Some(Deadline::At(Nanos(period * 4_000_000))));
         cpu.lapic.expire(Nanos(period * 4_000_000 + 12_345), 0);
         assert_eq!(cpu.lapic.next(), Some(Interrupt::Fixed(0xEC)));
         cpu.lapic.ack(0xEC);
@@ -559,17 +439,10 @@ fn the_tsc_deadline_fires_once_and_reads_zero() {
     assert_eq!(cpu.lapic.next(), None);
     cpu.lapic.expire(T0, 1_000);
     assert_eq!(cpu.lapic.next(), Some(Interrupt::Fixed(0xEC)));
-    assert_eq!(
-        (cpu.lapic.msr_read(0x6E0, T0), cpu.lapic.deadline()),
-        (Ok(0), None)
-    );
+    assert_eq!((cpu.lapic.msr_read(0x6E0, T0), cpu.lapic.deadline()), (Ok(0), None));
     cpu.wrmsr(0x6E0, 5).unwrap();
     cpu.write(0x320, 0xEC);
-    assert_eq!(
-        (cpu.lapic.msr_read(0x6E0, T0), cpu.lapic.deadline()),
-        (Ok(0), None),
-        "leaving the mode disarms"
-    );
+    assert_eq!((cpu.lapic.msr_read(0x6E0, T0), cpu.lapic.deadline()), (Ok(0), None), "leaving the mode disarms");
 }
 
 #[test]
@@ -578,25 +451,15 @@ fn init_resets_all_but_the_mode() {
     cpu.post(0x41, Trigger::Edge);
     cpu.wrmsr(0x808, 0x20).unwrap();
     cpu.lapic.reset_init();
-    assert_eq!(
-        (cpu.lapic.mode(), cpu.lapic.next(), cpu.lapic.cr8()),
-        (Mode::X2Apic, None, 0)
-    );
-    assert_eq!(
-        (cpu.lapic.msr_read(0x80D, T0), cpu.lapic.msr_read(0x80F, T0)),
-        (Ok(8), Ok(0xFF))
-    );
+    assert_eq!((cpu.lapic.mode(), cpu.lapic.next(), cpu.lapic.cr8()), (Mode::X2Apic, None, 0));
+    assert_eq!((cpu.lapic.msr_read(0x80D, T0), cpu.lapic.msr_read(0x80F, T0)), (Ok(8), Ok(0xFF)));
 }
 
 #[test]
 fn random_accesses_never_panic() {
     let mut random = Xorshift::new(0xDEAD_BEEF);
     for round in 0..50 {
-        let mut cpu = if round % 2 == 0 {
-            Cpu::enabled(0)
-        } else {
-            Cpu::x2apic(7)
-        };
+        let mut cpu = if round % 2 == 0 { Cpu::enabled(0) } else { Cpu::x2apic(7) };
         let mut now = 0;
         for _ in 0..5_000 {
             now += random.next() % 100_000;
@@ -609,28 +472,16 @@ fn random_accesses_never_panic() {
 
 fn random_step(cpu: &mut Cpu, random: &mut Xorshift, now: Nanos) {
     let value = random.next() >> (random.next() % 64);
-    let offset = (random.next() % 0x400) as u16
-        & if random.next().is_multiple_of(8) {
-            0xFFF
-        } else {
-            0xFF0
-        };
-    let msr = [
-        0x1B,
-        0x6E0,
-        0x800 + (random.next() % 0x100) as u32,
-        0x800 + (random.next() % 0x40) as u32,
-    ][random.next() as usize % 4];
+    let offset = (random.next() % 0x400) as u16 & if random.next().is_multiple_of(8) { 0xFFF } else { 0xFF0 };
+    let msr = [0x1B, 0x6E0, 0x800 + (random.next() % 0x100) as u32, 0x800 + (random.next() % 0x40) as u32]
+        [random.next() as usize % 4];
     match random.next() % 8 {
         0 => drop(cpu.lapic.mmio_read(offset, now)),
-        1 | 2 => cpu
-            .lapic
-            .mmio_write(offset, value as u32, now, &mut cpu.bus),
+        1 | 2 => cpu.lapic.mmio_write(offset, value as u32, now, &mut cpu.bus),
         3 => drop(cpu.lapic.msr_read(msr, now)),
         4 => drop(cpu.lapic.msr_write(msr, value, now, &mut cpu.bus)),
         5 => {
-            let message =
-                Message::from_msi(0xFEE0_0000 | value & 0xF_F00C, (value >> 20) as u32).unwrap();
+            let message = Message::from_msi(0xFEE0_0000 | value & 0xF_F00C, (value >> 20) as u32).unwrap();
             let _ = deliver(&[&cpu.posted], &message, None, |_| {});
         }
         6 => {
@@ -664,12 +515,7 @@ fn nothing_posted_by_other_cpus_is_lost() {
             scope.spawn(move || {
                 for vector in (base..=base + 0x3F).cycle().take(ROUNDS) {
                     let wake = |_| _ = woken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    let _ = deliver(
-                        &[posted],
-                        &fixed(Destination::Physical(0), vector),
-                        None,
-                        wake,
-                    );
+                    let _ = deliver(&[posted], &fixed(Destination::Physical(0), vector), None, wake);
                 }
                 posted.post(Delivery::Nmi, 0, Trigger::Edge)
             })

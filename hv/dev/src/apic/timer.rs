@@ -120,8 +120,7 @@ impl Timer {
         if self.mode == TimerMode::TscDeadline {
             return (self.tsc_deadline != 0).then_some(Deadline::Tsc(self.tsc_deadline));
         }
-        self.running
-            .then(|| Deadline::At(Nanos(self.start.0.saturating_add(self.period_ns()))))
+        self.running.then(|| Deadline::At(Nanos(self.start.0.saturating_add(self.period_ns()))))
     }
 
     /// Whether the timer has come due; it then is disarmed or set to its next period.
@@ -158,11 +157,7 @@ impl Timer {
 
     fn period_ns(&self) -> u64 {
         let ns = self.ticks_to_ns(u64::from(self.initial)).max(1);
-        if self.mode == TimerMode::Periodic {
-            ns.max(MIN_PERIOD_NS)
-        } else {
-            ns
-        }
+        if self.mode == TimerMode::Periodic { ns.max(MIN_PERIOD_NS) } else { ns }
     }
 
     fn ticks_to_ns(&self, ticks: u64) -> u64 {

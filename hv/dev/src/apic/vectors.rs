@@ -28,9 +28,7 @@ impl VectorSet {
     }
 
     pub(super) fn contains(&self, vector: u8) -> bool {
-        self.0
-            .get(usize::from(vector >> 6))
-            .is_some_and(|word| word & bit(vector) != 0)
+        self.0.get(usize::from(vector >> 6)).is_some_and(|word| word & bit(vector) != 0)
     }
 
     pub(super) fn highest(&self) -> Option<u8> {
@@ -87,9 +85,7 @@ impl AtomicVectorSet {
 
     /// Word `index`, left as it is.
     pub(super) fn peek(&self, index: usize) -> u64 {
-        self.0
-            .get(index)
-            .map_or(0, |word| word.load(Ordering::Acquire))
+        self.0.get(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 }
 
@@ -120,9 +116,6 @@ mod tests {
         let mut set = VectorSet::default();
         set.insert(0x21);
         set.insert(0xFF);
-        assert_eq!(
-            (set.dword(0), set.dword(1), set.dword(7)),
-            (0, 2, 0x8000_0000)
-        );
+        assert_eq!((set.dword(0), set.dword(1), set.dword(7)), (0, 2, 0x8000_0000));
     }
 }

@@ -74,11 +74,7 @@ impl Bridges {
             .with_register(0xF0, 0, 0xFFFF_C001);
         // I/O, memory and bus mastering cannot be switched off in an LPC bridge.
         lpc.set(0x04, 0x0000_0007);
-        Self {
-            address: 0,
-            host,
-            lpc,
-        }
+        Self { address: 0, host, lpc }
     }
 
     /// The address latch; only whole dwords reach it.
@@ -128,35 +124,18 @@ impl Bridges {
     }
 
     /// Writes at `offset` of the ECAM window.
-    pub(super) fn ecam_write(
-        &mut self,
-        offset: u64,
-        width: Width,
-        value: u64,
-        wires: &mut dyn Wires,
-    ) {
+    pub(super) fn ecam_write(&mut self, offset: u64, width: Width, value: u64, wires: &mut dyn Wires) {
         for (at, width) in pieces(offset, width) {
             let (target, register) = ecam_target(at);
             let shifted = value >> (8 * (at - offset));
-            self.write(
-                target,
-                register,
-                width,
-                (shifted & width.mask()) as u32,
-                wires,
-            );
+            self.write(target, register, width, (shifted & width.mask()) as u32, wires);
         }
     }
 
     fn latched(&self, lane: u8) -> Option<(Target, u16)> {
         let [register, slot, bus, _] = self.address.to_le_bytes();
-        let target = Target {
-            bus,
-            device: slot >> 3,
-            function: slot & 7,
-        };
-        (self.address & CONFIG_ENABLE != 0)
-            .then_some((target, u16::from(register & 0xFC) + u16::from(lane)))
+        let target = Target { bus, device: slot >> 3, function: slot & 7 };
+        (self.address & CONFIG_ENABLE != 0).then_some((target, u16::from(register & 0xFC) + u16::from(lane)))
     }
 
     fn read(&mut self, target: Target, offset: u16, width: Width, wires: &mut dyn Wires) -> u32 {
@@ -171,14 +150,7 @@ impl Bridges {
         }
     }
 
-    fn write(
-        &mut self,
-        target: Target,
-        offset: u16,
-        width: Width,
-        value: u32,
-        wires: &mut dyn Wires,
-    ) {
+    fn write(&mut self, target: Target, offset: u16, width: Width, value: u32, wires: &mut dyn Wires) {
         if target.bus != 0 || target.function != 0 || !pci::is_regular(offset, width) {
             return;
         }
@@ -194,11 +166,8 @@ impl Bridges {
 }
 
 fn ecam_target(offset: u64) -> (Target, u16) {
-    let target = Target {
-        bus: (offset >> 20) as u8,
-        device: (offset >> 15 & 0x1F) as u8,
-        function: (offset >> 12 & 7) as u8,
-    };
+    let target =
+        Target { bus: (offset >> 20) as u8, device: (offset >> 15 & 0x1F) as u8, function: (offset >> 12 & 7) as u8 };
     (target, (offset & 0xFFF) as u16)
 }
 
@@ -210,8 +179,7 @@ fn pieces(offset: u64, width: Width) -> impl DoubleEndedIterator<Item = (u64, Wi
         Width::B8 => Width::B4,
         whole => whole,
     };
-    (0..bytes / piece.bytes() as u64)
-        .map(move |index| (offset + index * piece.bytes() as u64, piece))
+    (0..bytes / piece.bytes() as u64).map(move |index| (offset + index * piece.bytes() as u64, piece))
 }
 
 #[cfg(test)]

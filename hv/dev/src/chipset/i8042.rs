@@ -90,11 +90,7 @@ impl I8042 {
         self.expect = Expect::Keyboard;
         match value {
             0x20..=0x3F => {
-                let byte = self
-                    .ram
-                    .get(usize::from(value & 0x1F))
-                    .copied()
-                    .unwrap_or(0);
+                let byte = self.ram.get(usize::from(value & 0x1F)).copied().unwrap_or(0);
                 self.answer(byte, 0);
             }
             0x60..=0x7F => self.expect = Expect::Ram(value & 0x1F),
@@ -113,11 +109,7 @@ impl I8042 {
             0xD0 => self.answer(self.output_port, 0),
             0xD1 => self.expect = Expect::OutputPort,
             0xD2 => self.expect = Expect::Echo { status: 0 },
-            0xD3 => {
-                self.expect = Expect::Echo {
-                    status: STATUS_AUXILIARY,
-                }
-            }
+            0xD3 => self.expect = Expect::Echo { status: STATUS_AUXILIARY },
             0xD4 => self.expect = Expect::Mouse,
             // Pulses the lines whose bit is clear; line 0 is reset.
             0xF0..=0xFF if value & OUTPUT_RESET == 0 => return Some(PowerEvent::Reset),

@@ -35,12 +35,7 @@ pub(super) struct Ioapic {
 
 impl Ioapic {
     pub(super) fn new() -> Self {
-        Self {
-            select: 0,
-            id: 0,
-            entries: [MASKED; PINS],
-            lines: 0,
-        }
+        Self { select: 0, id: 0, entries: [MASKED; PINS], lines: 0 }
     }
 
     pub(super) fn read(&self, offset: u64) -> u32 {
@@ -64,11 +59,7 @@ impl Ioapic {
     pub(super) fn set_line(&mut self, pin: u8, level: Level, wires: &mut dyn Wires) {
         let bit = 1u32.checked_shl(pin.into()).unwrap_or(0);
         let rises = level.is_high() && self.lines & bit == 0;
-        self.lines = if level.is_high() {
-            self.lines | bit
-        } else {
-            self.lines & !bit
-        };
+        self.lines = if level.is_high() { self.lines | bit } else { self.lines & !bit };
         let Some(entry) = self.entries.get_mut(usize::from(pin)) else {
             return;
         };
@@ -124,10 +115,7 @@ impl Ioapic {
     }
 
     fn selected(&self) -> Option<usize> {
-        self.select
-            .checked_sub(FIRST_ENTRY)
-            .map(|register| usize::from(register / 2))
-            .filter(|index| *index < PINS)
+        self.select.checked_sub(FIRST_ENTRY).map(|register| usize::from(register / 2)).filter(|index| *index < PINS)
     }
 
     fn shift(&self) -> u32 {
@@ -148,8 +136,7 @@ fn offer_level(entry: &mut u64, line: Level, wires: &mut dyn Wires) {
 
 fn message(entry: u64) -> Message {
     let delivery = Delivery::from_bits((entry >> 8) as u32);
-    let level =
-        entry & LEVEL != 0 && matches!(delivery, Delivery::Fixed | Delivery::LowestPriority);
+    let level = entry & LEVEL != 0 && matches!(delivery, Delivery::Fixed | Delivery::LowestPriority);
     Message {
         to: Destination::from_byte((entry >> 56) as u8, entry & LOGICAL != 0),
         delivery,
@@ -195,12 +182,8 @@ mod tests {
         program(&mut ioapic, 4, 0x0200_0000_0000_0034, &mut board);
         ioapic.set_line(4, Level::High, &mut board);
         ioapic.set_line(4, Level::High, &mut board);
-        let message = Message {
-            to: Destination::Physical(2),
-            delivery: Delivery::Fixed,
-            vector: 0x34,
-            trigger: Trigger::Edge,
-        };
+        let message =
+            Message { to: Destination::Physical(2), delivery: Delivery::Fixed, vector: 0x34, trigger: Trigger::Edge };
         assert_eq!(board.messages(), [message]);
         ioapic.set_line(4, Level::Low, &mut board);
         ioapic.set_line(4, Level::High, &mut board);
@@ -238,11 +221,7 @@ mod tests {
         assert_eq!(read(&mut ioapic, 0x22, &mut board), 0x1_8039);
         board.messages();
         program(&mut ioapic, 9, LEVEL | 0x39, &mut board);
-        assert_eq!(
-            board.messages().len(),
-            1,
-            "unmasking a high level line sends"
-        );
+        assert_eq!(board.messages().len(), 1, "unmasking a high level line sends");
     }
 
     #[test]

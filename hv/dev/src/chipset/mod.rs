@@ -105,8 +105,7 @@ impl Chipset {
         let external = self.lines & !0xFFFF;
         self.rtc.reset();
         self.pm.reset();
-        (self.pit, self.uart, self.i8042, self.bridges) =
-            (Pit::new(), Uart::new(), I8042::new(), Bridges::new());
+        (self.pit, self.uart, self.i8042, self.bridges) = (Pit::new(), Uart::new(), I8042::new(), Bridges::new());
         (self.pics, self.ioapic) = (PicPair::new(), Ioapic::new());
         (self.reset_control, self.system_control) = (0, FAST_A20);
         self.lines = 0;
@@ -119,18 +118,10 @@ impl Chipset {
     }
 
     /// Reads a port; `None` if nobody is there.
-    pub fn port_read(
-        &mut self,
-        port: u16,
-        width: Width,
-        now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Option<u32> {
+    pub fn port_read(&mut self, port: u16, width: Width, now: Nanos, wires: &mut dyn Wires) -> Option<u32> {
         let value = match (port, width) {
             (0xCF8, Width::B4) => Some(self.bridges.address()),
-            (0xCFC..0xD00, _) => self
-                .config_lane(port, width)
-                .map(|lane| self.bridges.data_read(lane, width, wires)),
+            (0xCFC..0xD00, _) => self.config_lane(port, width).map(|lane| self.bridges.data_read(lane, width, wires)),
             (pm::BASE.., _) if in_block(port, width, pm::BASE, pm::SIZE) => {
                 Some(self.pm.read(port - pm::BASE, width, now))
             }
@@ -141,22 +132,15 @@ impl Chipset {
     }
 
     /// Writes a port; `None` if nobody is there.
-    pub fn port_write(
-        &mut self,
-        port: u16,
-        width: Width,
-        value: u32,
-        now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Option<()> {
+    pub fn port_write(&mut self, port: u16, width: Width, value: u32, now: Nanos, wires: &mut dyn Wires) -> Option<()> {
         let done = match (port, width) {
             (0xCF8, Width::B4) => {
                 self.bridges.set_address(value);
                 Some(())
             }
-            (0xCFC..0xD00, _) => self
-                .config_lane(port, width)
-                .map(|lane| self.bridges.data_write(lane, width, value, wires)),
+            (0xCFC..0xD00, _) => {
+                self.config_lane(port, width).map(|lane| self.bridges.data_write(lane, width, value, wires))
+            }
             (pm::BASE.., _) if in_block(port, width, pm::BASE, pm::SIZE) => {
                 let event = self.pm.write(port - pm::BASE, width, value, now);
                 event.into_iter().for_each(|event| wires.power(event));
@@ -169,13 +153,7 @@ impl Chipset {
     }
 
     /// Reads MMIO; `None` if nobody is there.
-    pub fn mmio_read(
-        &mut self,
-        gpa: Gpa,
-        width: Width,
-        _now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Option<u64> {
+    pub fn mmio_read(&mut self, gpa: Gpa, width: Width, _now: Nanos, wires: &mut dyn Wires) -> Option<u64> {
         if let Some(offset) = within(gpa, width, ioapic::BASE..ioapic::BASE + ioapic::SIZE) {
             // The window is a dword; a narrower access gets its part of it.
             let value = u64::from(self.ioapic.read(offset & !3)) >> (8 * (offset & 3));
@@ -186,14 +164,7 @@ impl Chipset {
     }
 
     /// Writes MMIO; `None` if nobody is there.
-    pub fn mmio_write(
-        &mut self,
-        gpa: Gpa,
-        width: Width,
-        value: u64,
-        _now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Option<()> {
+    pub fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64, _now: Nanos, wires: &mut dyn Wires) -> Option<()> {
         if let Some(offset) = within(gpa, width, ioapic::BASE..ioapic::BASE + ioapic::SIZE) {
             self.ioapic.write(offset, value as u32, wires);
             return Some(());
@@ -205,10 +176,7 @@ impl Chipset {
 
     /// When `tick` is due next.
     pub fn deadline(&self) -> Option<Nanos> {
-        [self.pit.deadline(), self.rtc.deadline(), self.pm.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.pit.deadline(), self.rtc.deadline(), self.pm.deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due. May be called at any time.
@@ -241,12 +209,7 @@ impl Chipset {
     ///
     /// # Errors
     /// `Full` if the guest has not read what came before.
-    pub fn console_input(
-        &mut self,
-        byte: u8,
-        now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Result<(), Full> {
+    pub fn console_input(&mut self, byte: u8, now: Nanos, wires: &mut dyn Wires) -> Result<(), Full> {
         let result = self.uart.receive(byte);
         self.settle(now, wires);
         result
@@ -292,14 +255,7 @@ impl Chipset {
         answer
     }
 
-    fn bytes_write(
-        &mut self,
-        port: u16,
-        width: Width,
-        value: u32,
-        now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Option<()> {
+    fn bytes_write(&mut self, port: u16, width: Width, value: u32, now: Nanos, wires: &mut dyn Wires) -> Option<()> {
         let mut answer = None;
         for (index, byte) in (0u16..).zip(value.to_le_bytes()).take(width.bytes()) {
             answer = answer.or(self.byte_write(port.wrapping_add(index), byte, now, wires));
@@ -329,13 +285,7 @@ impl Chipset {
         })
     }
 
-    fn byte_write(
-        &mut self,
-        port: u16,
-        value: u8,
-        now: Nanos,
-        wires: &mut dyn Wires,
-    ) -> Option<()> {
+    fn byte_write(&mut self, port: u16, value: u8, now: Nanos, wires: &mut dyn Wires) -> Option<()> {
         match port {
             0x20 => self.pics.write(Chip::Master, Port::Command, value),
             0x21 => self.pics.write(Chip::Master, Port::Data, value),
@@ -413,11 +363,7 @@ impl Chipset {
         }
         self.lines ^= bit;
         self.pics.set_line(line, level);
-        self.ioapic.set_line(
-            if line == IRQ_TIMER { PIN_TIMER } else { line },
-            level,
-            wires,
-        );
+        self.ioapic.set_line(if line == IRQ_TIMER { PIN_TIMER } else { line }, level, wires);
     }
 
     fn settle_intr(&mut self, wires: &mut dyn Wires) {
@@ -435,8 +381,7 @@ fn raise(event: Option<PowerEvent>, wires: &mut dyn Wires) {
 }
 
 fn in_block(port: u16, width: Width, base: u16, size: u16) -> bool {
-    port.checked_sub(base)
-        .is_some_and(|offset| usize::from(offset) + width.bytes() <= usize::from(size))
+    port.checked_sub(base).is_some_and(|offset| usize::from(offset) + width.bytes() <= usize::from(size))
 }
 
 fn within(gpa: Gpa, width: Width, range: Range<u64>) -> Option<u64> {

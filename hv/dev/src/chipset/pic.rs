@@ -29,10 +29,7 @@ pub(super) struct PicPair {
 
 impl PicPair {
     pub(super) fn new() -> Self {
-        Self {
-            master: Pic::new(Chip::Master),
-            slave: Pic::new(Chip::Slave),
-        }
+        Self { master: Pic::new(Chip::Master), slave: Pic::new(Chip::Slave) }
     }
 
     /// Drives ISA line 0 to 15 (2 is the cascade and cannot be driven).
@@ -108,8 +105,7 @@ impl PicPair {
     }
 
     fn cascade(&mut self) {
-        self.master
-            .set_line(SLAVE_INPUT, Level::of(self.slave.candidate().is_some()));
+        self.master.set_line(SLAVE_INPUT, Level::of(self.slave.candidate().is_some()));
     }
 }
 
@@ -169,19 +165,10 @@ impl Pic {
 
     fn set_line(&mut self, input: u8, level: Level) {
         // The cascade is not latched: it follows the slave's output.
-        let follows = self.elcr
-            | if self.chip == Chip::Master {
-                1 << SLAVE_INPUT
-            } else {
-                0
-            };
+        let follows = self.elcr | if self.chip == Chip::Master { 1 << SLAVE_INPUT } else { 0 };
         let bit = 1 << input;
         let rises = level.is_high() && self.lines & bit == 0;
-        self.lines = if level.is_high() {
-            self.lines | bit
-        } else {
-            self.lines & !bit
-        };
+        self.lines = if level.is_high() { self.lines | bit } else { self.lines & !bit };
         if follows & bit != 0 {
             self.irr = self.irr & !bit | self.lines & bit;
         } else if rises {
@@ -255,15 +242,7 @@ impl Pic {
 
     fn icw1(&mut self, value: u8) {
         let (chip, lines, elcr) = (self.chip, self.lines, self.elcr);
-        *self = Self {
-            chip,
-            lines,
-            elcr,
-            irr: lines & elcr,
-            mask: 0,
-            init: Init::Icw2,
-            ..Self::new(chip)
-        };
+        *self = Self { chip, lines, elcr, irr: lines & elcr, mask: 0, init: Init::Icw2, ..Self::new(chip) };
         self.wants_icw4 = value & 1 != 0;
         self.single = value & 2 != 0;
     }
@@ -317,11 +296,7 @@ impl Pic {
     }
 
     fn end_highest(&mut self) -> Option<u8> {
-        let served = if self.special_mask {
-            self.isr & !self.mask
-        } else {
-            self.isr
-        };
+        let served = if self.special_mask { self.isr & !self.mask } else { self.isr };
         let input = self.at_rank(self.rank(served)?);
         self.isr &= !(1 << input);
         Some(input)
@@ -394,11 +369,7 @@ mod tests {
         let mut pics = linux();
         assert_eq!(pics.acknowledge(), 0x37);
         pics.write(Chip::Master, Port::Command, 0x0B);
-        assert_eq!(
-            pics.read(Chip::Master, Port::Command),
-            0,
-            "a spurious one is not in service"
-        );
+        assert_eq!(pics.read(Chip::Master, Port::Command), 0, "a spurious one is not in service");
     }
 
     #[test]

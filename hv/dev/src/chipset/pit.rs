@@ -25,17 +25,12 @@ impl Pit {
         if let Some(speaker) = channels.get_mut(SPEAKER_CHANNEL) {
             speaker.gate = Gate::Low(0);
         }
-        Self {
-            channels,
-            control: 0,
-        }
+        Self { channels, control: 0 }
     }
 
     /// Reads port 0x40 + `index` (3 is write-only).
     pub(super) fn read(&mut self, index: u8, now: Nanos) -> u8 {
-        self.channels
-            .get_mut(usize::from(index))
-            .map_or(0xFF, |channel| channel.read(now))
+        self.channels.get_mut(usize::from(index)).map_or(0xFF, |channel| channel.read(now))
     }
 
     /// Writes port 0x40 + `index`.
@@ -49,10 +44,7 @@ impl Pit {
     /// Port 0x61: gate and output of channel 2.
     pub(super) fn read_61(&self, now: Nanos) -> u8 {
         let refresh = ((now.0 / REFRESH_NS) & 1) as u8;
-        let output = self
-            .channels
-            .get(SPEAKER_CHANNEL)
-            .is_some_and(|channel| channel.output(now));
+        let output = self.channels.get(SPEAKER_CHANNEL).is_some_and(|channel| channel.output(now));
         self.control | refresh << 4 | u8::from(output) << 5
     }
 
@@ -181,11 +173,7 @@ impl Channel {
                 return;
             }
         };
-        let count = if self.bcd {
-            from_bcd(count)
-        } else {
-            u64::from(count)
-        };
+        let count = if self.bcd { from_bcd(count) } else { u64::from(count) };
         let fresh = self.reload == 0;
         let full = if self.bcd { 10_000 } else { 0x1_0000 };
         self.reload = if count == 0 { full } else { count };
@@ -239,11 +227,7 @@ impl Channel {
             // The others go on below zero.
             _ => (reload % wrap + wrap - elapsed % wrap) % wrap,
         } % wrap;
-        if self.bcd {
-            to_bcd(count)
-        } else {
-            count as u16
-        }
+        if self.bcd { to_bcd(count) } else { count as u16 }
     }
 
     fn output(&self, now: Nanos) -> bool {
@@ -301,11 +285,7 @@ impl Channel {
             };
             let null_count = u8::from(self.reload == 0);
             self.status = Some(
-                u8::from(self.output(now)) << 7
-                    | null_count << 6
-                    | access << 4
-                    | self.mode << 1
-                    | u8::from(self.bcd),
+                u8::from(self.output(now)) << 7 | null_count << 6 | access << 4 | self.mode << 1 | u8::from(self.bcd),
             );
         }
     }
@@ -314,10 +294,7 @@ impl Channel {
         if let Some(status) = self.status.take() {
             return status;
         }
-        let [low, high] = self
-            .latched
-            .unwrap_or_else(|| self.count(now))
-            .to_le_bytes();
+        let [low, high] = self.latched.unwrap_or_else(|| self.count(now)).to_le_bytes();
         let (value, last) = match (self.access, self.high_next) {
             (Access::Low, _) => (low, true),
             (Access::High, _) => (high, true),
@@ -343,15 +320,11 @@ fn ns_of(ticks: u64) -> u64 {
 }
 
 fn from_bcd(value: u16) -> u64 {
-    (0..4).rev().fold(0, |sum, digit| {
-        sum * 10 + u64::from(value >> (4 * digit) & 0xF)
-    })
+    (0..4).rev().fold(0, |sum, digit| sum * 10 + u64::from(value >> (4 * digit) & 0xF))
 }
 
 fn to_bcd(value: u64) -> u16 {
-    (0..4).fold(0, |sum, digit| {
-        sum | ((value / 10u64.pow(digit) % 10) as u16) << (4 * digit)
-    })
+    (0..4).fold(0, |sum, digit| sum | ((value / 10u64.pow(digit) % 10) as u16) << (4 * digit))
 }
 
 #[cfg(test)]
@@ -370,19 +343,10 @@ mod tests {
         pit.write(3, 0xB0, start);
         pit.write(2, latch as u8, start);
         pit.write(2, (latch >> 8) as u8, start);
-        let end = (0..200)
-            .map(|step| Nanos(start.0 + step * MS / 10))
-            .find(|now| pit.read_61(*now) & 0x20 != 0)
-            .unwrap();
-        assert!(
-            (99 * MS / 10..=101 * MS / 10).contains(&(end.0 - start.0)),
-            "{}",
-            end.0 - start.0
-        );
-        assert!(
-            pit.read_61(Nanos(end.0 + 50 * MS)) & 0x20 != 0,
-            "the output stays high"
-        );
+        let end =
+            (0..200).map(|step| Nanos(start.0 + step * MS / 10)).find(|now| pit.read_61(*now) & 0x20 != 0).unwrap();
+        assert!((99 * MS / 10..=101 * MS / 10).contains(&(end.0 - start.0)), "{}", end.0 - start.0);
+        assert!(pit.read_61(Nanos(end.0 + 50 * MS)) & 0x20 != 0, "the output stays high");
     }
 
     #[test]
@@ -459,20 +423,13 @@ mod tests {
         let mut pit = Pit::new();
         pit.write(3, 0x34, Nanos(0));
         pit.write(3, 0xE2, Nanos(0));
-        assert_eq!(
-            pit.read(0, Nanos(0)),
-            0xF4,
-            "null count, output high, both bytes, mode 2"
-        );
+        assert_eq!(pit.read(0, Nanos(0)), 0xF4, "null count, output high, both bytes, mode 2");
         for value in [0x34, 0x12] {
             pit.write(0, value, Nanos(0));
         }
         pit.write(3, 0xC2, Nanos(0));
         assert_eq!(pit.read(0, Nanos(MS)), 0xB4);
-        assert_eq!(
-            (pit.read(0, Nanos(MS)), pit.read(0, Nanos(MS))),
-            (0x34, 0x12)
-        );
+        assert_eq!((pit.read(0, Nanos(MS)), pit.read(0, Nanos(MS))), (0x34, 0x12));
     }
 
     #[test]

@@ -46,22 +46,12 @@ pub(super) struct Pm {
 
 impl Pm {
     pub(super) fn new() -> Self {
-        Self {
-            status: 0,
-            enable: 0,
-            control: 0,
-            gpe_status: [0; 8],
-            gpe_enable: [0; 8],
-            halves: 0,
-        }
+        Self { status: 0, enable: 0, control: 0, gpe_status: [0; 8], gpe_enable: [0; 8], halves: 0 }
     }
 
     /// Resets the registers; the timer runs on.
     pub(super) fn reset(&mut self) {
-        *self = Self {
-            halves: self.halves,
-            ..Self::new()
-        };
+        *self = Self { halves: self.halves, ..Self::new() };
     }
 
     /// Reads at `offset` of the block. The timer reads whole at one instant.
@@ -70,19 +60,11 @@ impl Pm {
         let timer = ticks(now) as u32;
         (0..width.bytes().min(4) as u16)
             .rev()
-            .fold(0, |value, byte| {
-                value << 8 | u32::from(self.byte(offset + byte, timer))
-            })
+            .fold(0, |value, byte| value << 8 | u32::from(self.byte(offset + byte, timer)))
     }
 
     /// Writes, byte by byte. Some bytes ask for power-off.
-    pub(super) fn write(
-        &mut self,
-        offset: u16,
-        width: Width,
-        value: u32,
-        now: Nanos,
-    ) -> Option<PowerEvent> {
+    pub(super) fn write(&mut self, offset: u16, width: Width, value: u32, now: Nanos) -> Option<PowerEvent> {
         self.record(now);
         let mut event = None;
         for (index, byte) in (0u16..).zip(value.to_le_bytes()).take(width.bytes()) {
@@ -93,11 +75,7 @@ impl Pm {
 
     /// The system control interrupt.
     pub(super) fn sci(&self) -> Level {
-        let general = self
-            .gpe_status
-            .iter()
-            .zip(&self.gpe_enable)
-            .any(|(status, enable)| status & enable != 0);
+        let general = self.gpe_status.iter().zip(&self.gpe_enable).any(|(status, enable)| status & enable != 0);
         Level::of(self.status & self.enable != 0 || general)
     }
 
@@ -130,25 +108,13 @@ impl Pm {
     }
 
     fn byte(&self, offset: u16, timer: u32) -> u8 {
-        let part = |value: u16, base: u16| {
-            value
-                .to_le_bytes()
-                .get(usize::from(offset - base))
-                .copied()
-                .unwrap_or(0)
-        };
-        let general = |bytes: &[u8; 8], base: u16| {
-            bytes.get(usize::from(offset - base)).copied().unwrap_or(0)
-        };
+        let part = |value: u16, base: u16| value.to_le_bytes().get(usize::from(offset - base)).copied().unwrap_or(0);
+        let general = |bytes: &[u8; 8], base: u16| bytes.get(usize::from(offset - base)).copied().unwrap_or(0);
         match offset {
             STATUS..ENABLE => part(self.status, STATUS),
             ENABLE..CONTROL => part(self.enable, ENABLE),
             CONTROL..0x06 => part(self.control | SCI_EN, CONTROL),
-            TIMER..0x0C => timer
-                .to_le_bytes()
-                .get(usize::from(offset - TIMER))
-                .copied()
-                .unwrap_or(0),
+            TIMER..0x0C => timer.to_le_bytes().get(usize::from(offset - TIMER)).copied().unwrap_or(0),
             GPE_STATUS..GPE_ENABLE => general(&self.gpe_status, GPE_STATUS),
             GPE_ENABLE..GPE_END => general(&self.gpe_enable, GPE_ENABLE),
             _ => 0,
@@ -196,14 +162,8 @@ mod tests {
     fn the_timer_has_32_bits_at_its_rate() {
         let mut pm = Pm::new();
         assert_eq!(pm.read(TIMER, Width::B4, Nanos(SECOND)), 3_579_545);
-        assert_eq!(
-            pm.read(TIMER, Width::B4, Nanos(2_000 * SECOND)),
-            (2_000 * TIMER_HZ) as u32
-        );
-        assert_eq!(
-            pm.read(TIMER + 1, Width::B1, Nanos(SECOND)),
-            3_579_545 >> 8 & 0xFF
-        );
+        assert_eq!(pm.read(TIMER, Width::B4, Nanos(2_000 * SECOND)), (2_000 * TIMER_HZ) as u32);
+        assert_eq!(pm.read(TIMER + 1, Width::B1, Nanos(SECOND)), 3_579_545 >> 8 & 0xFF);
     }
 
     #[test]
@@ -227,16 +187,9 @@ mod tests {
         let mut pm = Pm::new();
         assert_eq!(pm.read(CONTROL, Width::B2, Nanos(0)), 1);
         assert_eq!(pm.write(CONTROL, Width::B2, 0x0001, Nanos(0)), None);
-        assert_eq!(
-            pm.write(CONTROL, Width::B2, 0x2401, Nanos(0)),
-            None,
-            "not the type of S5"
-        );
+        assert_eq!(pm.write(CONTROL, Width::B2, 0x2401, Nanos(0)), None, "not the type of S5");
         assert_eq!(pm.read(CONTROL, Width::B2, Nanos(0)), 0x0401);
-        assert_eq!(
-            pm.write(CONTROL, Width::B2, 0x2001, Nanos(0)),
-            Some(PowerEvent::Off)
-        );
+        assert_eq!(pm.write(CONTROL, Width::B2, 0x2001, Nanos(0)), Some(PowerEvent::Off));
     }
 
     #[test]

@@ -137,13 +137,11 @@ impl Rtc {
 
     /// When an enabled interrupt may be due next.
     pub(super) fn deadline(&self) -> Option<Nanos> {
-        let periodic = self
-            .period_ns()
-            .filter(|_| self.reg_b & B_PERIODIC != 0)
-            .map(|period| (self.seen.0 / period + 1) * period);
+        let periodic =
+            self.period_ns().filter(|_| self.reg_b & B_PERIODIC != 0).map(|period| (self.seen.0 / period + 1) * period);
         // The alarm is looked at each second: simple, and nobody leaves it on for long.
-        let second = (self.reg_b & (B_ALARM | B_UPDATE_ENDED) != 0 && self.is_running())
-            .then(|| self.next_second(self.seen));
+        let second =
+            (self.reg_b & (B_ALARM | B_UPDATE_ENDED) != 0 && self.is_running()).then(|| self.next_second(self.seen));
         [periodic, second].into_iter().flatten().min().map(Nanos)
     }
 
@@ -154,10 +152,7 @@ impl Rtc {
             return;
         }
         self.seen = now;
-        if self
-            .period_ns()
-            .is_some_and(|period| now.0 / period != since.0 / period)
-        {
+        if self.period_ns().is_some_and(|period| now.0 / period != since.0 / period) {
             self.causes |= B_PERIODIC;
         }
         if !self.is_running() {
@@ -192,8 +187,7 @@ impl Rtc {
     }
 
     fn date(&self, now: Nanos) -> DateTime {
-        self.set
-            .unwrap_or_else(|| DateTime::from_unix(self.unix_seconds(now)))
+        self.set.unwrap_or_else(|| DateTime::from_unix(self.unix_seconds(now)))
     }
 
     /// Takes effect at once, SET or not: Windows writes the date without SET.
@@ -231,11 +225,7 @@ impl Rtc {
             self.base += NANOS_PER_SECOND / 2 - into;
             self.rebase(date, now);
         }
-        self.reg_b = if value & B_SET != 0 {
-            value & !B_UPDATE_ENDED
-        } else {
-            value
-        };
+        self.reg_b = if value & B_SET != 0 { value & !B_UPDATE_ENDED } else { value };
     }
 
     fn period_ns(&self) -> Option<u64> {
@@ -280,19 +270,11 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.reg_b & B_BINARY != 0 {
-            value
-        } else {
-            ((value / 10 % 10) << 4) | (value % 10)
-        }
+        if self.reg_b & B_BINARY != 0 { value } else { ((value / 10 % 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
-        if self.reg_b & B_BINARY != 0 {
-            value
-        } else {
-            (value >> 4) * 10 + (value & 0xF)
-        }
+        if self.reg_b & B_BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xF) }
     }
 
     fn encode_hour(&self, hour: u8) -> u8 {
@@ -357,8 +339,8 @@ mod tests {
     #[test]
     fn the_date_reads_in_bcd() {
         let mut rtc = rtc();
-        let fields = [SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY]
-            .map(|index| read(&mut rtc, index, 0));
+        let fields =
+            [SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY].map(|index| read(&mut rtc, index, 0));
         assert_eq!(fields, [0x25, 0x45, 0x08, 3, 0x24, 0x11, 0x26, 0x20]);
         assert_eq!(read(&mut rtc, SECONDS, 35 * SECOND), 0);
         assert_eq!(read(&mut rtc, REG_D, 0), 0x80);
@@ -385,29 +367,17 @@ mod tests {
     fn the_clock_is_set_with_set() {
         let mut rtc = rtc();
         write(&mut rtc, REG_B, B_SET | B_24_HOURS, 0);
-        for (index, value) in [
-            (YEAR, 0x31),
-            (MONTH, 0x02),
-            (DAY, 0x28),
-            (HOURS, 0x23),
-            (MINUTES, 0x59),
-            (SECONDS, 0x59),
-        ] {
+        for (index, value) in
+            [(YEAR, 0x31), (MONTH, 0x02), (DAY, 0x28), (HOURS, 0x23), (MINUTES, 0x59), (SECONDS, 0x59)]
+        {
             write(&mut rtc, index, value, SECOND);
         }
-        assert_eq!(
-            read(&mut rtc, SECONDS, 10 * SECOND),
-            0x59,
-            "the clock stands still"
-        );
+        assert_eq!(read(&mut rtc, SECONDS, 10 * SECOND), 0x59, "the clock stands still");
         assert_eq!(read(&mut rtc, REG_A, 10 * SECOND - 1) & A_UPDATE, 0);
         write(&mut rtc, REG_B, B_24_HOURS, 20 * SECOND);
         let later = 20 * SECOND + SECOND / 2;
         assert_eq!(read(&mut rtc, SECONDS, later - 1), 0x59);
-        assert_eq!(
-            [DAY, MONTH, YEAR, SECONDS].map(|index| read(&mut rtc, index, later)),
-            [0x01, 0x03, 0x31, 0x00]
-        );
+        assert_eq!([DAY, MONTH, YEAR, SECONDS].map(|index| read(&mut rtc, index, later)), [0x01, 0x03, 0x31, 0x00]);
     }
 
     #[test]
@@ -416,10 +386,7 @@ mod tests {
         write(&mut rtc, CENTURY, 0x19, 0);
         write(&mut rtc, YEAR, 0x99, 0);
         write(&mut rtc, DAY, 0x30, 0);
-        assert_eq!(
-            [CENTURY, YEAR, DAY, SECONDS].map(|index| read(&mut rtc, index, 0)),
-            [0x19, 0x99, 0x30, 0x25]
-        );
+        assert_eq!([CENTURY, YEAR, DAY, SECONDS].map(|index| read(&mut rtc, index, 0)), [0x19, 0x99, 0x30, 0x25]);
     }
 
     #[test]
@@ -454,11 +421,7 @@ mod tests {
     #[test]
     fn the_alarm_matches_once_a_day() {
         let mut rtc = rtc();
-        for (index, value) in [
-            (SECONDS_ALARM, 0x00),
-            (MINUTES_ALARM, 0x46),
-            (HOURS_ALARM, 0x08),
-        ] {
+        for (index, value) in [(SECONDS_ALARM, 0x00), (MINUTES_ALARM, 0x46), (HOURS_ALARM, 0x08)] {
             write(&mut rtc, index, value, 0);
         }
         write(&mut rtc, REG_B, B_ALARM | B_24_HOURS, 0);
@@ -484,10 +447,7 @@ mod tests {
     #[test]
     fn memory_sizes_and_ram() {
         let mut rtc = rtc();
-        assert_eq!(
-            (read(&mut rtc, 0x35, 0), read(&mut rtc, 0x5C, 0)),
-            (0xAF, 0x90)
-        );
+        assert_eq!((read(&mut rtc, 0x35, 0), read(&mut rtc, 0x5C, 0)), (0xAF, 0x90));
         write(&mut rtc, 0x0F, 0x0A, 0);
         rtc.reset();
         assert_eq!(read(&mut rtc, 0x0F, 0), 0x0A);

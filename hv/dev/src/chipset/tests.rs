@@ -39,11 +39,7 @@ impl Wires for Board {
     fn config_read(&mut self, device: u8, offset: u16, width: Width) -> Option<u32> {
         assert!(pci::is_regular(offset, width) && device < 32);
         let shift = 8 * (offset & 3);
-        (device == 2).then_some(if offset & !3 == 0x10 {
-            self.bar >> shift
-        } else {
-            0x1234_5678 >> shift
-        })
+        (device == 2).then_some(if offset & !3 == 0x10 { self.bar >> shift } else { 0x1234_5678 >> shift })
     }
     fn config_write(&mut self, device: u8, offset: u16, width: Width, value: u32) -> Option<()> {
         assert!(pci::is_regular(offset, width) && u64::from(value) <= width.mask());
@@ -61,13 +57,7 @@ use crate::pci;
 const T0: Nanos = Nanos(0);
 
 fn machine() -> (Chipset, Board) {
-    (
-        Chipset::new(&Config {
-            layout: Layout::new(1 << 30),
-            wall_clock: 1_795_509_925,
-        }),
-        Board::default(),
-    )
+    (Chipset::new(&Config { layout: Layout::new(1 << 30), wall_clock: 1_795_509_925 }), Board::default())
 }
 
 impl Chipset {
@@ -75,8 +65,7 @@ impl Chipset {
         self.port_read(port, Width::B1, now, board).unwrap() as u8
     }
     fn outb(&mut self, port: u16, value: u8, now: Nanos, board: &mut Board) {
-        self.port_write(port, Width::B1, value.into(), now, board)
-            .unwrap();
+        self.port_write(port, Width::B1, value.into(), now, board).unwrap();
     }
     fn inl(&mut self, port: u16, board: &mut Board) -> u32 {
         self.port_read(port, Width::B4, T0, board).unwrap()
@@ -90,16 +79,8 @@ impl Chipset {
     }
     fn redirect(&mut self, pin: u8, entry: u64, board: &mut Board) {
         for (half, value) in [(1, entry >> 32), (0, entry & 0xFFFF_FFFF)] {
-            self.mmio_write(
-                Gpa(ioapic::BASE),
-                Width::B4,
-                u64::from(0x10 + 2 * pin + half),
-                T0,
-                board,
-            )
-            .unwrap();
-            self.mmio_write(Gpa(ioapic::BASE + 0x10), Width::B4, value, T0, board)
-                .unwrap();
+            self.mmio_write(Gpa(ioapic::BASE), Width::B4, u64::from(0x10 + 2 * pin + half), T0, board).unwrap();
+            self.mmio_write(Gpa(ioapic::BASE + 0x10), Width::B4, value, T0, board).unwrap();
         }
     }
 }
@@ -125,10 +106,7 @@ fn both_views_of_configuration_space_agree() {
         for offset in (0..256).step_by(4) {
             let gpa = Gpa(ECAM + u64::from(device << 15 | offset));
             let ports = chipset.config(device, offset, &mut board);
-            assert_eq!(
-                chipset.mmio_read(gpa, Width::B4, T0, &mut board),
-                Some(u64::from(ports))
-            );
+            assert_eq!(chipset.mmio_read(gpa, Width::B4, T0, &mut board), Some(u64::from(ports)));
             for lane in 0..4 {
                 let byte = chipset.inb(0xCFC + lane, T0, &mut board);
                 assert_eq!(u32::from(byte), ports >> (8 * lane) & 0xFF);
@@ -159,15 +137,8 @@ fn configuration_writes_reach_functions_in_every_width() {
     chipset.mmio_write(gpa, Width::B1, 0x0C, T0, &mut board);
     assert_eq!(board.bar, 0xE000_000C);
     chipset.mmio_write(gpa, Width::B8, u64::MAX, T0, &mut board);
-    assert_eq!(
-        chipset.mmio_read(gpa, Width::B8, T0, &mut board),
-        Some(0x1234_5678_FFFF_FFFF)
-    );
-    assert_eq!(
-        chipset.port_read(0xCFE, Width::B4, T0, &mut board),
-        None,
-        "runs past the dword"
-    );
+    assert_eq!(chipset.mmio_read(gpa, Width::B8, T0, &mut board), Some(0x1234_5678_FFFF_FFFF));
+    assert_eq!(chipset.port_read(0xCFE, Width::B4, T0, &mut board), None, "runs past the dword");
 }
 
 #[test]
@@ -176,19 +147,9 @@ fn ecam_follows_pciexbar() {
     assert_eq!(chipset.ecam(), Some(0xB000_0000..0xC000_0000));
     chipset.outl(0xCF8, 1 << 31 | 0x60, &mut board);
     chipset.outl(0xCFC, 0xE000_0001, &mut board);
-    assert_eq!(
-        chipset.mmio_read(Gpa(0xB000_0000), Width::B4, T0, &mut board),
-        None
-    );
-    assert_eq!(
-        chipset.mmio_read(Gpa(0xE000_0000), Width::B4, T0, &mut board),
-        Some(0x29C0_8086)
-    );
-    assert_eq!(
-        chipset.mmio_read(Gpa(0xEFFF_FFFE), Width::B4, T0, &mut board),
-        None,
-        "runs past the end"
-    );
+    assert_eq!(chipset.mmio_read(Gpa(0xB000_0000), Width::B4, T0, &mut board), None);
+    assert_eq!(chipset.mmio_read(Gpa(0xE000_0000), Width::B4, T0, &mut board), Some(0x29C0_8086));
+    assert_eq!(chipset.mmio_read(Gpa(0xEFFF_FFFE), Width::B4, T0, &mut board), None, "runs past the end");
     chipset.outl(0xCFC, 0xE000_0000, &mut board);
     assert_eq!(chipset.ecam(), None);
 }
@@ -197,15 +158,7 @@ fn ecam_follows_pciexbar() {
 fn the_timer_interrupt_reaches_both_controllers() {
     let (mut chipset, mut board) = machine();
     chipset.redirect(2, 0x30, &mut board);
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, 0x30),
-        (0x21, 4),
-        (0x21, 1),
-        (0x43, 0x34),
-        (0x40, 0x9C),
-        (0x40, 0x2E),
-    ] {
+    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x43, 0x34), (0x40, 0x9C), (0x40, 0x2E)] {
         chipset.outb(port, value, T0, &mut board);
     }
     for _ in 0..3 {
@@ -223,15 +176,7 @@ fn the_timer_interrupt_reaches_both_controllers() {
 fn virtual_wire_through_the_ioapic_sends_extint_for_each_interrupt() {
     let (mut chipset, mut board) = machine();
     chipset.redirect(0, 0x700, &mut board);
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, 0x30),
-        (0x21, 4),
-        (0x21, 1),
-        (0x43, 0x34),
-        (0x40, 0x9C),
-        (0x40, 0x2E),
-    ] {
+    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x43, 0x34), (0x40, 0x9C), (0x40, 0x2E)] {
         chipset.outb(port, value, T0, &mut board);
     }
     for _ in 0..2 {
@@ -253,11 +198,7 @@ fn the_console_interrupts_once_for_each_byte_sent() {
     assert_eq!(board.messages().len(), 1);
     for byte in *b"hello" {
         chipset.outb(0x3F8, byte, T0, &mut board);
-        assert_eq!(
-            board.messages().len(),
-            1,
-            "an edge, even if nobody looked at the last one"
-        );
+        assert_eq!(board.messages().len(), 1, "an edge, even if nobody looked at the last one");
     }
     assert_eq!(board.console, b"hello");
     chipset.inb(0x3FA, T0, &mut board);
@@ -302,24 +243,17 @@ fn the_rtc_interrupts_at_its_rate() {
 fn every_way_to_reset_and_to_switch_off() {
     let reset = |writes: &[(u16, u8)]| {
         let (mut chipset, mut board) = machine();
-        writes
-            .iter()
-            .for_each(|(port, value)| chipset.outb(*port, *value, T0, &mut board));
+        writes.iter().for_each(|(port, value)| chipset.outb(*port, *value, T0, &mut board));
         board.power
     };
     assert_eq!(reset(&[(0xCF9, 0x02)]), []);
-    assert_eq!(
-        reset(&[(0xCF9, 0x02), (0xCF9, 0x06), (0xCF9, 0x06)]),
-        [PowerEvent::Reset]
-    );
+    assert_eq!(reset(&[(0xCF9, 0x02), (0xCF9, 0x06), (0xCF9, 0x06)]), [PowerEvent::Reset]);
     assert_eq!(reset(&[(0xCF9, 0x0E)]), [PowerEvent::Reset]);
     assert_eq!(reset(&[(0x64, 0xFE)]), [PowerEvent::Reset]);
     assert_eq!(reset(&[(0x92, 0x02)]), []);
     assert_eq!(reset(&[(0x92, 0x03), (0x92, 0x03)]), [PowerEvent::Reset]);
     let (mut chipset, mut board) = machine();
-    chipset
-        .port_write(0x604, Width::B2, 0x2001, T0, &mut board)
-        .unwrap();
+    chipset.port_write(0x604, Width::B2, 0x2001, T0, &mut board).unwrap();
     assert_eq!(board.power, [PowerEvent::Off]);
 }
 
@@ -328,38 +262,18 @@ fn ports_without_a_device_are_nobodys() {
     let (mut chipset, mut board) = machine();
     for port in [0x2E, 0x2F8, 0x3E8, 0x3C0, 0xB2, 0x402, 0x510, 0xCD8, 0xFFFF] {
         for width in [Width::B1, Width::B2, Width::B4] {
-            assert_eq!(
-                chipset.port_read(port, width, T0, &mut board),
-                None,
-                "{port:#x}"
-            );
-            assert_eq!(
-                chipset.port_write(port, width, 0, T0, &mut board),
-                None,
-                "{port:#x}"
-            );
+            assert_eq!(chipset.port_read(port, width, T0, &mut board), None, "{port:#x}");
+            assert_eq!(chipset.port_write(port, width, 0, T0, &mut board), None, "{port:#x}");
         }
     }
-    assert_eq!(
-        chipset.port_read(0x3F7, Width::B2, T0, &mut board),
-        Some(0x00FF),
-        "half of it is COM1"
-    );
+    assert_eq!(chipset.port_read(0x3F7, Width::B2, T0, &mut board), Some(0x00FF), "half of it is COM1");
 }
 
 #[test]
 fn a_reset_silences_everything() {
     let (mut chipset, mut board) = machine();
     chipset.redirect(2, 0x30, &mut board);
-    for (port, value) in [
-        (0x43, 0x34),
-        (0x40, 0),
-        (0x40, 1),
-        (0x70, 0x0B),
-        (0x71, 0x72),
-        (0x3FC, 8),
-        (0x3F9, 2),
-    ] {
+    for (port, value) in [(0x43, 0x34), (0x40, 0), (0x40, 1), (0x70, 0x0B), (0x71, 0x72), (0x3FC, 8), (0x3F9, 2)] {
         chipset.outb(port, value, T0, &mut board);
     }
     assert!(chipset.deadline().is_some());
@@ -387,16 +301,11 @@ fn random_accesses_never_panic() {
 }
 
 const POPULAR: [u16; 26] = [
-    0x20, 0x21, 0xA0, 0xA1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0x3F8,
-    0x3FA, 0x4D0, 0x600, 0x602, 0x604, 0x608, 0x620, 0xCF8, 0xCF9, 0xCFC, 0xCFE,
+    0x20, 0x21, 0xA0, 0xA1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0x3F8, 0x3FA, 0x4D0, 0x600,
+    0x602, 0x604, 0x608, 0x620, 0xCF8, 0xCF9, 0xCFC, 0xCFE,
 ];
 
-fn random_access(
-    chipset: &mut Chipset,
-    board: &mut Board,
-    random: &mut crate::apic::Xorshift,
-    now: Nanos,
-) {
+fn random_access(chipset: &mut Chipset, board: &mut Board, random: &mut crate::apic::Xorshift, now: Nanos) {
     let width = [Width::B1, Width::B2, Width::B4, Width::B8][random.next() as usize % 4];
     let port = match random.next() % 4 {
         0 => random.next() as u16,
@@ -417,11 +326,7 @@ fn random_access(
         6 => {
             chipset.tick(now, board);
             let due = chipset.deadline().is_none_or(|at| at > now);
-            assert!(
-                due,
-                "tick leaves nothing due: {:?} at {now:?}",
-                chipset.deadline()
-            );
+            assert!(due, "tick leaves nothing due: {:?} at {now:?}", chipset.deadline());
         }
         _ => match value % 5 {
             0 => chipset.eoi(value as u8, now, board),
@@ -479,9 +384,7 @@ impl Processor {
     fn end(&mut self, chipset: &mut Chipset, board: &mut Board, now: Nanos) {
         let mut ends = Ends(vec![]);
         self.lapic.mmio_write(0xB0, 0, now, &mut ends);
-        ends.0
-            .into_iter()
-            .for_each(|vector| chipset.eoi(vector, now, board));
+        ends.0.into_iter().for_each(|vector| chipset.eoi(vector, now, board));
     }
 }
 
@@ -493,11 +396,7 @@ fn a_level_interrupt_goes_all_the_way_and_back() {
     chipset.press_power_button(T0, &mut board);
     for _ in 0..3 {
         assert_eq!(cpu.interrupt(&mut chipset, &mut board, T0), Some(0x39));
-        assert_eq!(
-            cpu.interrupt(&mut chipset, &mut board, T0),
-            None,
-            "in service"
-        );
+        assert_eq!(cpu.interrupt(&mut chipset, &mut board, T0), None, "in service");
         cpu.end(&mut chipset, &mut board, T0);
     }
     assert_eq!(cpu.interrupt(&mut chipset, &mut board, T0), Some(0x39));
@@ -509,15 +408,7 @@ fn a_level_interrupt_goes_all_the_way_and_back() {
 #[test]
 fn the_8259s_timer_ticks_through_virtual_wire() {
     let ((mut chipset, mut board), mut cpu) = (machine(), Processor::new());
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, 0x30),
-        (0x21, 4),
-        (0x21, 1),
-        (0x43, 0x34),
-        (0x40, 0x9C),
-        (0x40, 0x2E),
-    ] {
+    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x43, 0x34), (0x40, 0x9C), (0x40, 0x2E)] {
         chipset.outb(port, value, T0, &mut board);
     }
     for _ in 0..5 {

@@ -101,11 +101,7 @@ impl Uart {
             (3, _) => self.lcr,
             (4, _) => self.mcr,
             (5, _) => {
-                let overrun = if core::mem::take(&mut self.overrun) {
-                    LSR_OVERRUN
-                } else {
-                    0
-                };
+                let overrun = if core::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
                 self.data_ready() | LSR_EMPTY | overrun
             }
             (6, _) => self.modem_status(),
@@ -165,12 +161,7 @@ impl Uart {
         if cause == IIR_TRANSMIT {
             self.transmit_pending = false;
         }
-        cause
-            | if self.fcr & FCR_ENABLE != 0 {
-                IIR_FIFOS
-            } else {
-                0
-            }
+        cause | if self.fcr & FCR_ENABLE != 0 { IIR_FIFOS } else { 0 }
     }
 
     /// The highest of the pending causes.
@@ -178,11 +169,7 @@ impl Uart {
         if self.ier & IER_LINE != 0 && self.overrun {
             IIR_LINE
         } else if self.ier & IER_RECEIVE != 0 && !self.received.is_empty() {
-            if self.received.len() >= self.trigger() {
-                IIR_RECEIVE
-            } else {
-                IIR_TIMEOUT
-            }
+            if self.received.len() >= self.trigger() { IIR_RECEIVE } else { IIR_TIMEOUT }
         } else if self.ier & IER_TRANSMIT != 0 && self.transmit_pending {
             IIR_TRANSMIT
         } else {
@@ -200,11 +187,7 @@ impl Uart {
     }
 
     fn data_ready(&self) -> u8 {
-        if self.received.is_empty() {
-            0
-        } else {
-            LSR_DATA
-        }
+        if self.received.is_empty() { 0 } else { LSR_DATA }
     }
 
     fn modem_status(&self) -> u8 {
@@ -212,15 +195,10 @@ impl Uart {
             return MSR_CONNECTED;
         }
         // In loopback the outputs come back: RTS as CTS, DTR as DSR, OUT1 as RI, OUT2 as DCD.
-        [
-            (MCR_RTS, 0x10),
-            (MCR_DTR, 0x20),
-            (MCR_OUT1, 0x40),
-            (MCR_OUT2, 0x80),
-        ]
-        .into_iter()
-        .filter(|(output, _)| self.mcr & output != 0)
-        .fold(0, |status, (_, input)| status | input)
+        [(MCR_RTS, 0x10), (MCR_DTR, 0x20), (MCR_OUT1, 0x40), (MCR_OUT2, 0x80)]
+            .into_iter()
+            .filter(|(output, _)| self.mcr & output != 0)
+            .fold(0, |status, (_, input)| status | input)
     }
 }
 
@@ -279,10 +257,7 @@ mod tests {
         uart.receive(b'b').unwrap();
         assert_eq!(uart.read(2) & 0x0F, IIR_RECEIVE);
         assert_eq!(uart.read(5) & LSR_DATA, 1);
-        assert_eq!(
-            (uart.read(0), uart.irq(), uart.read(0), uart.irq()),
-            (b'a', Level::High, b'b', Level::Low)
-        );
+        assert_eq!((uart.read(0), uart.irq(), uart.read(0), uart.irq()), (b'a', Level::High, b'b', Level::Low));
         assert_eq!(uart.read(5) & LSR_DATA, 0);
     }
 

@@ -79,11 +79,7 @@ pub struct Header {
 impl Header {
     /// A header with an identity, a COMMAND register and an interrupt line.
     pub fn new(identity: Identity) -> Self {
-        let mut header = Self {
-            bytes: [0; SIZE],
-            writable: [0; SIZE],
-            bars: [None; 6],
-        };
+        let mut header = Self { bytes: [0; SIZE], writable: [0; SIZE], bars: [None; 6] };
         header.set16(0x00, identity.vendor);
         header.set16(0x02, identity.device);
         header.set32(0x08, identity.class << 8 | u32::from(identity.revision));
@@ -141,20 +137,13 @@ impl Header {
     /// Reads. Extended configuration space reads as empty.
     pub fn read(&self, offset: u16, width: Width) -> u32 {
         let at = usize::from(offset);
-        let value = (0..width.bytes().min(4))
-            .rev()
-            .fold(0, |value, byte| value << 8 | u32::from(self.get(at + byte)));
+        let value = (0..width.bytes().min(4)).rev().fold(0, |value, byte| value << 8 | u32::from(self.get(at + byte)));
         value & width.mask() as u32
     }
 
     /// Writes what may be written.
     pub fn write(&mut self, offset: u16, width: Width, value: u32) {
-        for (byte, new) in value
-            .to_le_bytes()
-            .into_iter()
-            .take(width.bytes())
-            .enumerate()
-        {
+        for (byte, new) in value.to_le_bytes().into_iter().take(width.bytes()).enumerate() {
             let at = usize::from(offset) + byte;
             let mask = self.writable.get(at).copied().unwrap_or(0);
             self.put(at, self.get(at) & !mask | new & mask);
@@ -169,10 +158,7 @@ impl Header {
     /// What is decoded now.
     pub fn windows(&self) -> BarWindows {
         let command = self.get16(COMMAND);
-        (0u8..)
-            .zip(self.bars)
-            .filter_map(|(index, bar)| self.window(index, bar?, command))
-            .collect()
+        (0u8..).zip(self.bars).filter_map(|(index, bar)| self.window(index, bar?, command)).collect()
     }
 
     fn window(&self, index: u8, bar: Bar, command: u16) -> Option<BarWindow> {
@@ -182,9 +168,7 @@ impl Header {
         let (space, base, size) = match bar {
             Bar::Io(size) => (Space::Io, low & 0xFFFC, size.into()),
             Bar::Memory32(size) => (Space::Memory, low & !0xF, size.into()),
-            Bar::Memory64(size) | Bar::Prefetchable64(size) => {
-                (Space::Memory, high | low & !0xF, size)
-            }
+            Bar::Memory64(size) | Bar::Prefetchable64(size) => (Space::Memory, high | low & !0xF, size),
         };
         let enabled = match space {
             Space::Io => command & COMMAND_IO != 0,
@@ -195,12 +179,7 @@ impl Header {
             Space::Io => end < 0x1_0000,
             Space::Memory => end <= ADDRESS_END && (end <= RESERVED_FIRST || base > RESERVED_LAST),
         };
-        (enabled && base != 0 && fits).then_some(BarWindow {
-            bar: index,
-            space,
-            base,
-            size,
-        })
+        (enabled && base != 0 && fits).then_some(BarWindow { bar: index, space, base, size })
     }
 
     fn get(&self, at: usize) -> u8 {
@@ -222,19 +201,11 @@ impl Header {
     }
 
     fn set16(&mut self, at: usize, value: u16) {
-        value
-            .to_le_bytes()
-            .into_iter()
-            .enumerate()
-            .for_each(|(byte, value)| self.put(at + byte, value));
+        value.to_le_bytes().into_iter().enumerate().for_each(|(byte, value)| self.put(at + byte, value));
     }
 
     fn set32(&mut self, at: usize, value: u32) {
-        value
-            .to_le_bytes()
-            .into_iter()
-            .enumerate()
-            .for_each(|(byte, value)| self.put(at + byte, value));
+        value.to_le_bytes().into_iter().enumerate().for_each(|(byte, value)| self.put(at + byte, value));
     }
 
     fn allow(&mut self, at: usize, mask: &[u8]) {
@@ -258,8 +229,7 @@ impl Msi {
         if header.get(self.at + 2) & 1 == 0 {
             return None;
         }
-        let address =
-            u64::from(header.get32(self.at + 4)) | u64::from(header.get32(self.at + 8)) << 32;
+        let address = u64::from(header.get32(self.at + 4)) | u64::from(header.get32(self.at + 8)) << 32;
         Message::from_msi(address, header.get16(self.at + 12).into())
     }
 }
@@ -312,12 +282,7 @@ mod tests {
         let (mut header, _) = header();
         header.write(0x10, Width::B4, 0xC000_0000);
         header.write(0x04, Width::B2, 0x0003);
-        let window = BarWindow {
-            bar: 0,
-            space: Space::Memory,
-            base: 0xC000_0000,
-            size: 0x4000,
-        };
+        let window = BarWindow { bar: 0, space: Space::Memory, base: 0xC000_0000, size: 0x4000 };
         assert_eq!(header.windows()[..], [window]);
         header.write(0x10, Width::B4, u32::MAX);
         assert_eq!(header.read(0x10, Width::B4), 0xFFFF_C004);
@@ -344,10 +309,7 @@ mod tests {
         assert_eq!(msi.message(&header), None);
         header.write(0x42, Width::B2, 1);
         let message = msi.message(&header).unwrap();
-        assert_eq!(
-            (message.vector, message.to),
-            (0x31, Destination::Physical(1))
-        );
+        assert_eq!((message.vector, message.to), (0x31, Destination::Physical(1)));
         header.write(0x48, Width::B4, 1);
         assert_eq!(msi.message(&header), None, "not the interrupt range");
     }
