@@ -26,6 +26,8 @@ pub trait DeviceService: Sync {
     fn interrupt(&self, now: Nanos);
     /// The deadline that the last call gave has passed, or `request_poll` was called. Gives the next deadline.
     fn poll(&self, now: Nanos) -> Option<Nanos>;
+    /// Gives each of its counters for a VM: group, name, value.
+    fn stats(&self, _vm: VmId, _each: &mut dyn FnMut(&str, &str, u64)) {}
 }
 
 /// When Prism ends by itself.

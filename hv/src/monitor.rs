@@ -53,7 +53,7 @@ pub(crate) fn print_stats(machine: &'static Machine) {
         print_table(vm);
     }
     for vm in machine.vms() {
-        print_lines(vm);
+        print_lines(machine, vm);
     }
 }
 
@@ -96,19 +96,24 @@ fn print_table(vm: &Vm) {
     }
 }
 
-fn print_lines(vm: &Vm) {
-    let (id, stats) = (vm.id().0, vm.stats());
-    for (name, count, ticks) in stats.rows() {
-        say!("@stat vm={id} reason={name} count={count} ticks={ticks}");
+/// Lines of one form for everything that is counted: `@stat vm= group= name= value=`.
+fn print_lines(machine: &'static Machine, vm: &Vm) {
+    let (name, stats) = (vm.name(), vm.stats());
+    let line = |group: &str, what: &str, value: u64| say!("@stat vm={name} group={group} name={what} value={value}");
+    for (reason, count, ticks) in stats.rows() {
+        line("exit", reason, count);
+        line("exit_ticks", reason, ticks);
     }
-    say!(
-        "@stat vm={id} total={} interrupts={} guest_ticks={} resets={} crashes={} status={:?} unanswered={}",
-        stats.total(),
-        stats.interrupts(),
-        stats.guest_ticks(),
-        vm.resets(),
-        vm.crashes(),
-        vm.status(),
-        stats.unanswered().map(|row| row.2).sum::<u64>() + stats.unanswered_elsewhere()
-    );
+    line("total", "exits", stats.total());
+    line("total", "interrupts", stats.interrupts());
+    line("total", "guest_ticks", stats.guest_ticks());
+    line("total", "resets", u64::from(vm.resets()));
+    line("total", "crashes", u64::from(vm.crashes()));
+    let unanswered = stats.unanswered().map(|row| row.2).sum::<u64>() + stats.unanswered_elsewhere();
+    line("total", "unanswered", unanswered);
+    if let Some(service) = machine.service() {
+        service.stats(vm.id(), &mut |group, what, value| {
+            say!("@gpu vm={name} group={group} name={what} value={value}");
+        });
+    }
 }
