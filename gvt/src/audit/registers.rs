@@ -21,15 +21,12 @@ pub(super) enum Policy {
 const NO_STOP: Policy = Policy::Without(ring::MI_MODE_STOP_RING << 16);
 
 /// Offsets from the engine's base, both ends inclusive; sorted. Every engine has them.
-const LOCAL: [(u32, u32, Policy); 9] = [
+const LOCAL: [(u32, u32, Policy); 6] = [
     (ring::NOPID, ring::NOPID, Policy::Any),
     (ring::MI_MODE, ring::MI_MODE, NO_STOP),
     (ring::INSTPM, ring::INSTPM, Policy::Any),
     (ring::SWCTRL, ring::SWCTRL, Policy::Any),
     (ring::CTX_TIMESTAMP, ring::CTX_TIMESTAMP, Policy::Any),
-    (ring::MI_PREDICATE_RESULT_2, ring::MI_PREDICATE_RESULT_2, Policy::Any),
-    (ring::MI_PREDICATE_SRC0, ring::MI_PREDICATE_DATA + 4, Policy::Any),
-    (ring::MI_PREDICATE_RESULT, ring::MI_PREDICATE_RESULT_1, Policy::Any),
     (ring::GPR, ring::GPR + 8 * ring::GPRS - 4, Policy::Any),
 ];
 
@@ -207,6 +204,33 @@ mod tests {
                 // Chicken bits that silicon keeps in its own part of the image.
                 let opaque = matches!(offset, 0x7010 | 0xE4F4);
                 assert!(saved || opaque || UNSAVED.binary_search(&offset).is_ok(), "{offset:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_local_register_is_kept_per_context() {
+        for engine in Engine::ALL {
+            let kept = ContextRegisters::known(engine);
+            for (first, last, _) in LOCAL {
+                for local in (first..=last).step_by(4) {
+                    let offset = engine.base() + local;
+                    let ring_part = local == ring::CTX_TIMESTAMP;
+                    // NOPID holds the number of the last MI_NOOP and has no effect.
+                    let kept = ring_part || local == ring::NOPID || kept.policy(offset) != Policy::Denied;
+                    assert!(kept || privileged(engine, offset) == Policy::Denied, "{engine:?} {offset:#x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_any_batch_may_write_is_kept_or_named() {
+        let kept = ContextRegisters::known(Engine::Rcs);
+        for (first, last) in nonpriv::RENDER {
+            for offset in (first..=last).step_by(4) {
+                let named = UNSAVED.binary_search(&offset).is_ok();
+                assert!(named || kept.policy(offset) != Policy::Denied, "{offset:#x}");
             }
         }
     }

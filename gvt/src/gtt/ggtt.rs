@@ -186,14 +186,25 @@ impl Ggtt {
     pub fn clear(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized)) {
         self.now = self.now.wrapping_add(1);
         for copy in &self.copies {
-            host.write_frame(*copy, 0, &[0; PAGE_SIZE as usize / 2]);
-            host.write_frame(*copy, PAGE_SIZE as usize / 2, &[0; PAGE_SIZE as usize / 2]);
+            for half in [0, PAGE_SIZE as usize / 2] {
+                host.write_frame(*copy, half, &[0; PAGE_SIZE as usize / 2]);
+            }
         }
-        self.seen.fill(0);
+        // Only what leads elsewhere: a guest that resets in a loop must not keep the others waiting.
+        let scratch = GgttPte::new(self.scratch).0;
+        for (slot, table) in (0..).zip(self.seen.chunks_mut(ENTRIES as usize)) {
+            let Some(first) = self.spans.iter().find_map(|span| span.table_of(slot)).map(|t| t * ENTRIES) else {
+                break;
+            };
+            for (index, seen) in (first..).zip(table).filter(|(_, seen)| **seen != 0) {
+                *seen = 0;
+                hw.ggtt_write(index, scratch);
+            }
+        }
+        hw.write(reg::GFX_FLSH_CNTL, 1);
         self.stamps.fill(self.now);
         self.is_dirty.fill(false);
         self.dirty.clear();
-        self.point_all_at(hw, self.scratch);
     }
 
     /// Gives the frames back; the entries of the partition lead to `dead` from now on.
@@ -280,8 +291,7 @@ impl Ggtt {
     }
 
     fn table_of(&self, slot: u32) -> Option<u32> {
-        let span = self.spans.iter().find(|span| slot.wrapping_sub(span.slot) < span.len())?;
-        Some(span.tables.start + (slot - span.slot))
+        self.spans.iter().find_map(|span| span.table_of(slot))
     }
 
     /// Table, frame and offset in the frame of an access that stays in one page.
@@ -299,6 +309,11 @@ impl Ggtt {
 impl Span {
     fn len(&self) -> u32 {
         self.tables.end - self.tables.start
+    }
+
+    fn table_of(&self, slot: u32) -> Option<u32> {
+        let ahead = slot.checked_sub(self.slot)?;
+        (ahead < self.len()).then(|| self.tables.start + ahead)
     }
 }
 

@@ -156,6 +156,9 @@ impl Ppgtt {
                 if due {
                     self.update(host, *id, Mode::Changed);
                 }
+                if self.orphans.len() > self.limits.tables as usize {
+                    self.reap(host);
+                }
             }
         }
         dirty.clear();
@@ -337,6 +340,27 @@ impl Ppgtt {
                 self.update(host, id, Mode::Missing);
             }
         }
+    }
+
+    /// Notes a garbage table for another look. The list may name tables that are gone or others in their place:
+    /// it is swept before it outgrows the tables.
+    fn list_garbage(&mut self, id: NodeId) {
+        if self.garbage.len() >= 2 * self.limits.tables as usize {
+            self.garbage.sort_unstable();
+            self.garbage.dedup();
+            self.garbage.retain(|id| self.store.get(*id).is_some_and(|node| node.garbage));
+        }
+        self.garbage.push(id);
+    }
+
+    /// The same for a table that lacks children.
+    fn list_incomplete(&mut self, id: NodeId) {
+        if self.incomplete.len() >= 2 * self.limits.tables as usize {
+            self.incomplete.sort_unstable();
+            self.incomplete.dedup();
+            self.incomplete.retain(|id| self.store.get(*id).is_some_and(|node| node.incomplete));
+        }
+        self.incomplete.push(id);
     }
 
     fn unref(&mut self, id: NodeId) {

@@ -11,7 +11,7 @@ use gvt_defs::{Gfn, Hpa, PAGE_SIZE};
 const NONE: u32 = u32::MAX;
 
 /// Names a shadow table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct NodeId(u32);
 
 /// State of a shadow of the address spaces: it moves when a live entry changed or a table became unreachable.

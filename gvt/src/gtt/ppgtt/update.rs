@@ -90,7 +90,7 @@ impl Ppgtt {
             }
         }
         if malformed > MALFORMED_LIMIT || host.track(self.vm, node.gfn).is_err() {
-            self.garbage.push(id);
+            self.list_garbage(id);
             return;
         }
         if let Some(node) = self.store.get_mut(id) {
@@ -201,7 +201,7 @@ impl Ppgtt {
         if let Some(node) = self.store.get_mut(id) {
             node.malformed = 0;
             node.garbage = true;
-            self.garbage.push(id);
+            self.list_garbage(id);
         }
     }
 
@@ -286,7 +286,7 @@ impl Ppgtt {
         if let Some(node) = self.store.get_mut(id)
             && !core::mem::replace(&mut node.incomplete, true)
         {
-            self.incomplete.push(id);
+            self.list_incomplete(id);
         }
     }
 
