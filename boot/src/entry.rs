@@ -173,8 +173,7 @@ pub(crate) fn image() -> Image {
     let at = |symbol: *const u8| symbol.addr() as u64;
     let [text_start, text_end] = [&raw const prism_text_start, &raw const prism_text_end].map(at);
     let [rodata_end, image_end] = [&raw const prism_rodata_end, &raw const prism_image_end].map(at);
-    let [guard_start, guard_end] =
-        [&raw const prism_guard_start, &raw const prism_guard_end].map(at);
+    let [guard_start, guard_end] = [&raw const prism_guard_start, &raw const prism_guard_end].map(at);
     Image {
         text: text_start..text_end,
         rodata: text_end..rodata_end,
@@ -184,8 +183,5 @@ pub(crate) fn image() -> Image {
 }
 
 extern "C" fn prism_main(magic: u32, info: u32) -> ! {
-    crate::main(BootEntry {
-        magic,
-        info: Hpa(u64::from(info)),
-    })
+    crate::main(BootEntry { magic, info: Hpa(u64::from(info)) })
 }

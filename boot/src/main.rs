@@ -5,10 +5,10 @@
 extern crate alloc;
 
 mod entry;
+mod gpu;
 
 use core::panic::PanicInfo;
 
-use alloc::vec::Vec;
 use hv::bootinfo::BootEntry;
 use hv::load;
 use hv::machine::{self, Ending, MachineSetup};
@@ -33,9 +33,7 @@ fn run(platform: &'static Platform) -> ! {
         hv::selftest::run(platform)
     }
     let Some(module) = platform.boot.modules.first() else {
-        say!(
-            "boot: no bundle; give one as a boot module (QEMU: -initrd bundle.cpio, GRUB: module2 /bundle.cpio)"
-        );
+        say!("boot: no bundle; give one as a boot module (QEMU: -initrd bundle.cpio, GRUB: module2 /bundle.cpio)");
         power::exit(Exit::NoBundle)
     };
     let (bundle, config) = match load::open(ModuleSource(module.window())) {
@@ -45,19 +43,19 @@ fn run(platform: &'static Platform) -> ! {
             power::exit(Exit::Config)
         }
     };
-    let vms = machine::setups(bundle, &config, WALL_CLOCK, |_, _| (Vec::new(), 0));
-    let ending = if platform.boot.has("once") {
-        Ending::Once
-    } else {
-        Ending::Interactive
-    };
-    let error = machine::launch(MachineSetup {
-        vms,
-        service: None,
-        ending,
+    let service = gpu::start(&config).unwrap_or_else(|error| refuse(&error));
+    let vms = machine::setups(bundle, &config, WALL_CLOCK, |id, vm| {
+        gpu::functions(id, vm).unwrap_or_else(|error| refuse(&error))
     });
+    let ending = if platform.boot.has("once") { Ending::Once } else { Ending::Interactive };
+    let error = machine::launch(MachineSetup { vms, service, ending });
     say!("{error}");
     power::exit(error.exit())
+}
+
+fn refuse(error: &gpu::Error) -> ! {
+    say!("{error}");
+    power::exit(Exit::Config)
 }
 
 /// Unix time at the start. Nothing in Prism depends on it; guests see it in their RTC.
@@ -66,4 +64,23 @@ const WALL_CLOCK: u64 = 1_700_000_000;
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     hv::panic::report(info)
+}
+
+/// `boot` runs on bare metal only; tools that look at it on the host still want an allocator, and `hv` has none there.
+#[cfg(not(target_os = "none"))]
+mod on_host {
+    use core::alloc::{GlobalAlloc, Layout};
+
+    struct Nothing;
+
+    #[global_allocator]
+    static NOTHING: Nothing = Nothing;
+
+    // SAFETY: 1. It never gives out memory, so there is nothing to overlap or to return.
+    unsafe impl GlobalAlloc for Nothing {
+        unsafe fn alloc(&self, _: Layout) -> *mut u8 {
+            core::ptr::null_mut()
+        }
+        unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
+    }
 }

@@ -43,10 +43,7 @@ impl fmt::Display for BundleError {
                 write!(f, "not a cpio archive; make it with `cpio -o -H newc`")
             }
             Self::NotCpio { offset } => write!(f, "damaged: no newc header at byte {offset}"),
-            Self::Truncated { offset } => write!(
-                f,
-                "cut short: the entry at byte {offset} reaches past the end"
-            ),
+            Self::Truncated { offset } => write!(f, "cut short: the entry at byte {offset} reaches past the end"),
             Self::Name { offset } => write!(f, "the entry at byte {offset} has no usable name"),
             Self::TooMany => write!(f, "more than {MAX_FILES} files"),
         }
@@ -112,15 +109,8 @@ impl<S: Source> Bundle<S> {
     /// Finds a file by name; a leading `./` in the archive does not count.
     pub fn file(&self, name: &str) -> Option<Part<'_, S>> {
         let wanted = plain(name);
-        let entry = self
-            .entries
-            .iter()
-            .find(|entry| plain(&entry.name) == wanted)?;
-        Some(Part {
-            source: &self.source,
-            offset: entry.offset,
-            len: entry.len,
-        })
+        let entry = self.entries.iter().find(|entry| plain(&entry.name) == wanted)?;
+        Some(Part { source: &self.source, offset: entry.offset, len: entry.len })
     }
 
     /// Names of all files.
@@ -137,13 +127,9 @@ fn plain(name: &str) -> &str {
 fn read_entry<S: Source>(source: &S, at: u64) -> Result<(Entry, u64), BundleError> {
     let truncated = BundleError::Truncated { offset: at };
     let mut header = [0; HEADER];
-    source.read(at, &mut header).map_err(|_| {
-        if at == 0 {
-            BundleError::NotCpio { offset: 0 }
-        } else {
-            truncated.clone()
-        }
-    })?;
+    source
+        .read(at, &mut header)
+        .map_err(|_| if at == 0 { BundleError::NotCpio { offset: 0 } } else { truncated.clone() })?;
     let not_cpio = BundleError::NotCpio { offset: at };
     if !header.starts_with(b"070701") && !header.starts_with(b"070702") {
         return Err(not_cpio);
@@ -159,9 +145,7 @@ fn read_entry<S: Source>(source: &S, at: u64) -> Result<(Entry, u64), BundleErro
         return Err(BundleError::Name { offset: at });
     }
     let mut name = alloc::vec![0; name_len as usize];
-    source
-        .read(at + HEADER as u64, &mut name)
-        .map_err(|_| truncated.clone())?;
+    source.read(at + HEADER as u64, &mut name).map_err(|_| truncated.clone())?;
     name.pop(); // the terminating NUL
     let name = String::from_utf8(name).map_err(|_| BundleError::Name { offset: at })?;
     let offset = (at + HEADER as u64 + name_len).next_multiple_of(4);
@@ -180,29 +164,14 @@ mod tests {
     #[test]
     fn damage_is_found() {
         let good = archive(&[("a", b"hello"), ("b", b"")]);
-        assert_eq!(
-            Bundle::open(&good[..]).unwrap().names().collect::<Vec<_>>(),
-            ["a", "b"]
-        );
-        assert_eq!(
-            Bundle::open(&b"\x7fELF"[..]).unwrap_err(),
-            BundleError::NotCpio { offset: 0 }
-        );
-        assert!(matches!(
-            Bundle::open(&good[..200]).unwrap_err(),
-            BundleError::Truncated { .. }
-        ));
+        assert_eq!(Bundle::open(&good[..]).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(Bundle::open(&b"\x7fELF"[..]).unwrap_err(), BundleError::NotCpio { offset: 0 });
+        assert!(matches!(Bundle::open(&good[..200]).unwrap_err(), BundleError::Truncated { .. }));
         let mut bad = good.clone();
         bad[6 + 6 * 8..14 + 6 * 8].copy_from_slice(b"ffffffff");
-        assert_eq!(
-            Bundle::open(&bad[..]).unwrap_err(),
-            BundleError::Truncated { offset: 0 }
-        );
+        assert_eq!(Bundle::open(&bad[..]).unwrap_err(), BundleError::Truncated { offset: 0 });
         bad[6 + 11 * 8..14 + 11 * 8].copy_from_slice(b"00000000");
-        assert_eq!(
-            Bundle::open(&bad[..]).unwrap_err(),
-            BundleError::Name { offset: 0 }
-        );
+        assert_eq!(Bundle::open(&bad[..]).unwrap_err(), BundleError::Name { offset: 0 });
     }
 
     #[test]
@@ -210,10 +179,7 @@ mod tests {
         let good = archive(&[("a", b"hello"), ("b", b"world")]);
         let shortest = good.len() - 3; // padding after the trailer is not needed
         for len in 0..shortest {
-            assert!(
-                Bundle::open(&good[..len]).is_err() || len >= shortest - 1,
-                "{len}"
-            );
+            assert!(Bundle::open(&good[..len]).is_err() || len >= shortest - 1, "{len}");
         }
     }
 }

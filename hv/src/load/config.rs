@@ -39,10 +39,7 @@ pub struct GpuConfig {
 
 impl Default for GpuConfig {
     fn default() -> Self {
-        Self {
-            slice_us: 5_000,
-            hang_ms: 500,
-        }
+        Self { slice_us: 5_000, hang_ms: 500 }
     }
 }
 
@@ -96,12 +93,7 @@ pub struct VgpuConfig {
 
 impl Default for VgpuConfig {
     fn default() -> Self {
-        Self {
-            aperture_mib: 128,
-            hidden_mib: 512,
-            fences: 4,
-            weight: 4,
-        }
+        Self { aperture_mib: 128, hidden_mib: 512, fences: 4, weight: 4 }
     }
 }
 
@@ -139,36 +131,22 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
-            let line = 1 + text
-                .bytes()
-                .take(start)
-                .filter(|byte| *byte == b'\n')
-                .count();
+            let line = 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
             let what = error.message().lines().collect::<Vec<_>>().join(", ");
-            ConfigError {
-                place: format!("line {line}"),
-                what,
-            }
+            ConfigError { place: format!("line {line}"), what }
         })?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let whole = |field: &str, what: &str| {
-            Err(ConfigError {
-                place: format!("field {field}"),
-                what: what.to_string(),
-            })
-        };
+        let whole =
+            |field: &str, what: &str| Err(ConfigError { place: format!("field {field}"), what: what.to_string() });
         if self.vm.is_empty() {
             return whole("vm", "no guest; add a [[vm]] table");
         }
         if self.vm.len() > MAX_VMS {
-            return whole(
-                "vm",
-                &format!("{} guests; at most {MAX_VMS}", self.vm.len()),
-            );
+            return whole("vm", &format!("{} guests; at most {MAX_VMS}", self.vm.len()));
         }
         if !(500..=1_000_000).contains(&self.gpu.slice_us) {
             return whole("gpu.slice_us", "must be from 500 to 1000000");
@@ -178,17 +156,9 @@ impl Config {
         }
         for (index, vm) in self.vm.iter().enumerate() {
             if let Some(what) = vm.check() {
-                return Err(ConfigError {
-                    place: format!("vm \"{}\", field {}", vm.name, what.0),
-                    what: what.1,
-                });
+                return Err(ConfigError { place: format!("vm \"{}\", field {}", vm.name, what.0), what: what.1 });
             }
-            if self
-                .vm
-                .iter()
-                .take(index)
-                .any(|other| other.name == vm.name)
-            {
+            if self.vm.iter().take(index).any(|other| other.name == vm.name) {
                 return whole("vm.name", &format!("\"{}\" is used twice", vm.name));
             }
         }
@@ -203,12 +173,8 @@ impl VmConfig {
         if self.name.is_empty() || self.name.len() > 32 || !self.name.bytes().all(name_ok) {
             return Some(("name", "1 to 32 letters, digits, - _ .".to_string()));
         }
-        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) || self.memory_mib % 2 != 0
-        {
-            return Some((
-                "memory_mib",
-                format!("an even number from {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}"),
-            ));
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) || !self.memory_mib.is_multiple_of(2) {
+            return Some(("memory_mib", format!("an even number from {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")));
         }
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Some(("vcpus", format!("from 1 to {MAX_VCPUS}")));
@@ -220,10 +186,7 @@ impl VmConfig {
             return Some(("kernel", "must name a file of the bundle".to_string()));
         }
         if self.cmdline.len() > super::linux::MAX_CMDLINE {
-            return Some((
-                "cmdline",
-                format!("longer than {} bytes", super::linux::MAX_CMDLINE),
-            ));
+            return Some(("cmdline", format!("longer than {} bytes", super::linux::MAX_CMDLINE)));
         }
         self.gpu.as_ref().and_then(VgpuConfig::check)
     }
@@ -261,25 +224,11 @@ mod tests {
             "[[vm]]\nname = \"a\"\nmemory_mib = 1024\nkernel = \"k\"\n[vm.gpu]\n[[vm]]\nname = \"b\"\nmemory_mib = 512\nkernel = \"k\"\n",
         )
         .unwrap();
-        assert_eq!(
-            config.gpu,
-            GpuConfig {
-                slice_us: 5_000,
-                hang_ms: 500
-            }
-        );
-        let gpu = VgpuConfig {
-            aperture_mib: 128,
-            hidden_mib: 512,
-            fences: 4,
-            weight: 4,
-        };
+        assert_eq!(config.gpu, GpuConfig { slice_us: 5_000, hang_ms: 500 });
+        let gpu = VgpuConfig { aperture_mib: 128, hidden_mib: 512, fences: 4, weight: 4 };
         assert_eq!(config.vm[0].gpu, Some(gpu));
         assert_eq!(config.vm[1].gpu, None);
-        assert_eq!(
-            (config.vm[0].vcpus, config.vm[0].on_crash),
-            (1, OnCrash::Stop)
-        );
+        assert_eq!((config.vm[0].vcpus, config.vm[0].on_crash), (1, OnCrash::Stop));
     }
 
     #[test]
@@ -287,27 +236,15 @@ mod tests {
         let vm = "[[vm]]\nname = \"a\"\nmemory_mib = 512\nkernel = \"k\"\n";
         let cases = [
             ("", "field vm: no guest; add a [[vm]] table"),
-            (
-                "[[vm]]\nname = 3\n",
-                "line 2: invalid type: integer `3`, expected a string",
-            ),
-            (
-                "[[vm]]\nname = \"a\"\nkernel = \"k\"\n",
-                "line 1: missing field `memory_mib`",
-            ),
+            ("[[vm]]\nname = 3\n", "line 2: invalid type: integer `3`, expected a string"),
+            ("[[vm]]\nname = \"a\"\nkernel = \"k\"\n", "line 1: missing field `memory_mib`"),
         ];
         for (text, expected) in cases {
             assert_eq!(line(text), expected);
         }
         assert!(line(&format!("{vm}colour = 1\n")).starts_with("line 5: unknown field `colour`"));
-        assert_eq!(
-            line(&format!("{vm}vcpus = 99\n")),
-            "vm \"a\", field vcpus: from 1 to 16"
-        );
-        assert_eq!(
-            line(&format!("{vm}{vm}")),
-            "field vm.name: \"a\" is used twice"
-        );
+        assert_eq!(line(&format!("{vm}vcpus = 99\n")), "vm \"a\", field vcpus: from 1 to 16");
+        assert_eq!(line(&format!("{vm}{vm}")), "field vm.name: \"a\" is used twice");
         assert!(line(&format!("{vm}[vm.gpu]\nweight = 0\n")).contains("field gpu.weight"));
         assert!(!line("[[vm]\n").contains('\n'));
     }

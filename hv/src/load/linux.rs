@@ -68,10 +68,7 @@ impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => write!(f, "is neither a Linux bzImage nor an ELF64 program"),
-            Self::Old => write!(
-                f,
-                "has no 64-bit entry (boot protocol 2.12 or later is needed)"
-            ),
+            Self::Old => write!(f, "has no 64-bit entry (boot protocol 2.12 or later is needed)"),
             Self::Damaged => write!(f, "is damaged: its headers point outside the file"),
             Self::NoRoom { needs_mib } => {
                 write!(f, "does not fit; raise memory_mib to {needs_mib} or more")
@@ -106,11 +103,9 @@ pub fn load(
     sink: &mut dyn Sink,
 ) -> Result<Entry, (Which, ImageError)> {
     let mut zero_page = [0; 4096];
-    let image = load_kernel(kernel, params, sink, &mut zero_page)
-        .map_err(|error| (Which::Kernel, error))?;
+    let image = load_kernel(kernel, params, sink, &mut zero_page).map_err(|error| (Which::Kernel, error))?;
     if let Some(initrd) = initrd {
-        load_initrd(initrd, &image, params, sink, &mut zero_page)
-            .map_err(|error| (Which::Initrd, error))?;
+        load_initrd(initrd, &image, params, sink, &mut zero_page).map_err(|error| (Which::Initrd, error))?;
     }
     let written = fill_boot_params(params, &mut zero_page)
         .and_then(|()| sink.write(BOOT_PARAMS, &zero_page))
@@ -170,44 +165,24 @@ fn load_bzimage(
         sectors => sectors,
     };
     let payload = (setup_sectors + 1) * 512;
-    let len = kernel
-        .len()
-        .checked_sub(payload)
-        .filter(|len| *len > 0)
-        .ok_or(ImageError::Damaged)?;
+    let len = kernel.len().checked_sub(payload).filter(|len| *len > 0).ok_or(ImageError::Damaged)?;
     let (load, init_size) = (get(0x258, 8)?, get(0x260, 4)?.max(len));
     let end = load.checked_add(init_size).ok_or(ImageError::Damaged)?;
     if load < 1 << 20 || len > MAX_IMAGE || end > params.layout.low {
-        return Err(ImageError::NoRoom {
-            needs_mib: (end >> 20) + 16,
-        });
+        return Err(ImageError::NoRoom { needs_mib: (end >> 20) + 16 });
     }
     copy(kernel, payload, len, Gpa(load), sink, end)?;
     let header_end = 0x202 + get(0x201, 1)? as usize;
-    let setup = header
-        .get(0x1F1..header_end.min(header.len()))
-        .ok_or(ImageError::Damaged)?;
-    zero_page
-        .get_mut(0x1F1..0x1F1 + setup.len())
-        .ok_or(ImageError::Damaged)?
-        .copy_from_slice(setup);
-    Ok(Image {
-        entry: load + 0x200,
-        end,
-        initrd_max: get(0x22C, 4)?,
-    })
+    let setup = header.get(0x1F1..header_end.min(header.len())).ok_or(ImageError::Damaged)?;
+    zero_page.get_mut(0x1F1..0x1F1 + setup.len()).ok_or(ImageError::Damaged)?.copy_from_slice(setup);
+    Ok(Image { entry: load + 0x200, end, initrd_max: get(0x22C, 4)? })
 }
 
 /// Program headers at most.
 const MAX_PHDRS: u64 = 16;
 const PT_LOAD: u64 = 1;
 
-fn load_elf(
-    kernel: &dyn Source,
-    header: &[u8],
-    params: &Params<'_>,
-    sink: &mut dyn Sink,
-) -> Result<Image, ImageError> {
+fn load_elf(kernel: &dyn Source, header: &[u8], params: &Params<'_>, sink: &mut dyn Sink) -> Result<Image, ImageError> {
     let get = |offset, len| field(header, offset, len).ok_or(ImageError::Damaged);
     let (entry, table, size, count) = (get(0x18, 8)?, get(0x20, 8)?, get(0x36, 2)?, get(0x38, 2)?);
     if size < 56 || count > MAX_PHDRS {
@@ -216,38 +191,21 @@ fn load_elf(
     let mut end = 1 << 20;
     for n in 0..count {
         let mut phdr = [0; 56];
-        kernel.read(
-            table.checked_add(n * size).ok_or(ImageError::Damaged)?,
-            &mut phdr,
-        )?;
+        kernel.read(table.checked_add(n * size).ok_or(ImageError::Damaged)?, &mut phdr)?;
         let get = |offset, len| field(&phdr, offset, len).ok_or(ImageError::Damaged);
         if get(0, 4)? != PT_LOAD {
             continue;
         }
-        let (offset, base, file_len, len) =
-            (get(8, 8)?, get(0x18, 8)?, get(0x20, 8)?, get(0x28, 8)?);
-        let top = base
-            .checked_add(len.max(file_len))
-            .ok_or(ImageError::Damaged)?;
+        let (offset, base, file_len, len) = (get(8, 8)?, get(0x18, 8)?, get(0x20, 8)?, get(0x28, 8)?);
+        let top = base.checked_add(len.max(file_len)).ok_or(ImageError::Damaged)?;
         if base < 1 << 20 || len > MAX_IMAGE || top > params.layout.low {
-            return Err(ImageError::NoRoom {
-                needs_mib: (top >> 20) + 16,
-            });
+            return Err(ImageError::NoRoom { needs_mib: (top >> 20) + 16 });
         }
         copy(kernel, offset, file_len, Gpa(base), sink, top)?;
-        zero(
-            Gpa(base + file_len),
-            len.saturating_sub(file_len),
-            sink,
-            top,
-        )?;
+        zero(Gpa(base + file_len), len.saturating_sub(file_len), sink, top)?;
         end = end.max(top);
     }
-    Ok(Image {
-        entry,
-        end,
-        initrd_max: u64::from(u32::MAX),
-    })
+    Ok(Image { entry, end, initrd_max: u64::from(u32::MAX) })
 }
 
 fn load_initrd(
@@ -260,10 +218,7 @@ fn load_initrd(
     let len = initrd.len();
     let top = params.layout.low.min(image.initrd_max.saturating_add(1));
     let needs_mib = ((image.end + len) >> 20) + 16;
-    let base = top
-        .checked_sub(len)
-        .ok_or(ImageError::NoRoom { needs_mib })?
-        & !0xFFF;
+    let base = top.checked_sub(len).ok_or(ImageError::NoRoom { needs_mib })? & !0xFFF;
     if base < image.end {
         return Err(ImageError::NoRoom { needs_mib });
     }
@@ -290,10 +245,7 @@ fn fill_boot_params(params: &Params<'_>, page: &mut [u8; 4096]) -> Result<(), Ou
 }
 
 fn write_cmdline(cmdline: &str, sink: &mut dyn Sink) -> Result<(), OutOfRange> {
-    let bytes = cmdline
-        .as_bytes()
-        .get(..MAX_CMDLINE.min(cmdline.len()))
-        .unwrap_or_default();
+    let bytes = cmdline.as_bytes().get(..MAX_CMDLINE.min(cmdline.len())).unwrap_or_default();
     sink.write(CMDLINE, bytes)?;
     sink.write(CMDLINE.wrapping_add(bytes.len() as u64), &[0])
 }
@@ -319,10 +271,7 @@ fn write_page_tables(sink: &mut dyn Sink) -> Result<(), OutOfRange> {
     }
     sink.write(table(0), &(table(1).0 | PRESENT_WRITE).to_le_bytes())?;
     for gib in 0..4 {
-        sink.write(
-            table(1).wrapping_add(gib * 8),
-            &(table(2 + gib).0 | PRESENT_WRITE).to_le_bytes(),
-        )?;
+        sink.write(table(1).wrapping_add(gib * 8), &(table(2 + gib).0 | PRESENT_WRITE).to_le_bytes())?;
         for n in 0..512 {
             let entry = (gib << 30) | (n << 21) | PRESENT_WRITE | LARGE;
             sink.write(table(2 + gib).wrapping_add(n * 8), &entry.to_le_bytes())?;
@@ -345,11 +294,8 @@ fn copy(
         let take = (len - done).min(CHUNK as u64) as usize;
         let piece = chunk.get_mut(..take).ok_or(ImageError::Damaged)?;
         source.read(offset.checked_add(done).ok_or(ImageError::Damaged)?, piece)?;
-        let room = ImageError::NoRoom {
-            needs_mib: (top >> 20) + 16,
-        };
-        sink.write(target.wrapping_add(done), piece)
-            .map_err(|_| room)?;
+        let room = ImageError::NoRoom { needs_mib: (top >> 20) + 16 };
+        sink.write(target.wrapping_add(done), piece).map_err(|_| room)?;
         done += take as u64;
     }
     Ok(())
@@ -360,14 +306,8 @@ fn zero(target: Gpa, len: u64, sink: &mut dyn Sink, top: u64) -> Result<(), Imag
     while done < len {
         let take = (len - done).min(CHUNK as u64);
         let piece = [0; CHUNK];
-        let room = ImageError::NoRoom {
-            needs_mib: (top >> 20) + 16,
-        };
-        sink.write(
-            target.wrapping_add(done),
-            piece.get(..take as usize).unwrap_or_default(),
-        )
-        .map_err(|_| room)?;
+        let room = ImageError::NoRoom { needs_mib: (top >> 20) + 16 };
+        sink.write(target.wrapping_add(done), piece.get(..take as usize).unwrap_or_default()).map_err(|_| room)?;
         done += take;
     }
     Ok(())
@@ -376,15 +316,12 @@ fn zero(target: Gpa, len: u64, sink: &mut dyn Sink, top: u64) -> Result<(), Imag
 /// A little-endian field of 1 to 8 bytes.
 fn field(bytes: &[u8], offset: usize, len: usize) -> Option<u64> {
     let mut raw = [0; 8];
-    raw.get_mut(..len)?
-        .copy_from_slice(bytes.get(offset..offset + len)?);
+    raw.get_mut(..len)?.copy_from_slice(bytes.get(offset..offset + len)?);
     Some(u64::from_le_bytes(raw))
 }
 
 fn put(page: &mut [u8; 4096], offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
-    page.get_mut(offset..offset + bytes.len())
-        .ok_or(OutOfRange)?
-        .copy_from_slice(bytes);
+    page.get_mut(offset..offset + bytes.len()).ok_or(OutOfRange)?.copy_from_slice(bytes);
     Ok(())
 }
 
@@ -399,10 +336,7 @@ mod tests {
     impl Sink for Ram {
         fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), OutOfRange> {
             let at = gpa.0 as usize;
-            self.0
-                .get_mut(at..at + data.len())
-                .ok_or(OutOfRange)?
-                .copy_from_slice(data);
+            self.0.get_mut(at..at + data.len()).ok_or(OutOfRange)?.copy_from_slice(data);
             Ok(())
         }
     }
@@ -422,18 +356,10 @@ mod tests {
         image
     }
 
-    fn run(
-        kernel: &[u8],
-        initrd: Option<&[u8]>,
-        mib: usize,
-    ) -> Result<(Entry, Vec<u8>), (Which, ImageError)> {
+    fn run(kernel: &[u8], initrd: Option<&[u8]>, mib: usize) -> Result<(Entry, Vec<u8>), (Which, ImageError)> {
         let mut ram = Ram(vec![0; mib << 20]);
         let layout = e820::Layout::new((mib as u64) << 20);
-        let params = Params {
-            cmdline: "console=ttyS0",
-            layout: &layout,
-            rsdp: Gpa(0xE_0000),
-        };
+        let params = Params { cmdline: "console=ttyS0", layout: &layout, rsdp: Gpa(0xE_0000) };
         let initrd = initrd.as_ref().map(|bytes| bytes as &dyn Source);
         load(&kernel, initrd, &params, &mut ram).map(|entry| (entry, ram.0))
     }
@@ -458,8 +384,7 @@ mod tests {
     #[test]
     fn the_identity_map_reaches_4_gib() {
         let (entry, ram) = run(&bzimage(100), None, 64).unwrap();
-        let u64_at =
-            |at: u64| u64::from_le_bytes(ram[at as usize..at as usize + 8].try_into().unwrap());
+        let u64_at = |at: u64| u64::from_le_bytes(ram[at as usize..at as usize + 8].try_into().unwrap());
         for address in [0u64, 0x12_3456_7000 & 0xFFFF_FFFF, 0xFFFF_F000] {
             let pdpt = u64_at(entry.cr3) & !0xFFF;
             let directory = u64_at(pdpt + (address >> 30) * 8) & !0xFFF;
@@ -486,33 +411,18 @@ mod tests {
         assert_eq!(&ram[0x20_0000..0x20_0100], &[0x90; 0x100][..]);
         assert_eq!(ram[0x20_0100], 0);
         elf[64 + 8..64 + 16].copy_from_slice(&0x10_0000u64.to_le_bytes()); // offset outside the file
-        assert_eq!(
-            run(&elf, None, 32).unwrap_err(),
-            (Which::Kernel, ImageError::Damaged)
-        );
+        assert_eq!(run(&elf, None, 32).unwrap_err(), (Which::Kernel, ImageError::Damaged));
     }
 
     #[test]
     fn bad_images_are_values() {
-        assert_eq!(
-            run(b"MZ", None, 32).unwrap_err(),
-            (Which::Kernel, ImageError::Unknown)
-        );
+        assert_eq!(run(b"MZ", None, 32).unwrap_err(), (Which::Kernel, ImageError::Unknown));
         let mut old = bzimage(100);
         old[0x236] = 0;
-        assert_eq!(
-            run(&old, None, 32).unwrap_err(),
-            (Which::Kernel, ImageError::Old)
-        );
-        assert_eq!(
-            run(&bzimage(100), None, 17).unwrap_err(),
-            (Which::Kernel, ImageError::NoRoom { needs_mib: 34 })
-        );
+        assert_eq!(run(&old, None, 32).unwrap_err(), (Which::Kernel, ImageError::Old));
+        assert_eq!(run(&bzimage(100), None, 17).unwrap_err(), (Which::Kernel, ImageError::NoRoom { needs_mib: 34 }));
         let large = vec![0; 40 << 20];
-        assert!(matches!(
-            run(&bzimage(100), Some(&large), 32),
-            Err((Which::Initrd, ImageError::NoRoom { .. }))
-        ));
+        assert!(matches!(run(&bzimage(100), Some(&large), 32), Err((Which::Initrd, ImageError::NoRoom { .. }))));
         let mut seed = 1u32;
         let good = bzimage(100);
         for _ in 0..20_000 {
@@ -523,11 +433,7 @@ mod tests {
                 image[at] = seed as u8;
             }
             let layout = e820::Layout::new(24 << 20);
-            let params = Params {
-                cmdline: "",
-                layout: &layout,
-                rsdp: Gpa(0),
-            };
+            let params = Params { cmdline: "", layout: &layout, rsdp: Gpa(0) };
             let _ = load(&&image[..], None, &params, &mut Nowhere);
         }
     }
@@ -536,11 +442,7 @@ mod tests {
 
     impl Sink for Nowhere {
         fn write(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), OutOfRange> {
-            if gpa.0 + data.len() as u64 > 24 << 20 {
-                Err(OutOfRange)
-            } else {
-                Ok(())
-            }
+            if gpa.0 + data.len() as u64 > 24 << 20 { Err(OutOfRange) } else { Ok(()) }
         }
     }
 }

@@ -111,16 +111,8 @@ impl fmt::Display for LoadError {
                     "{CONFIG_NAME}: vm \"{vm}\", field {field}: \"{file}\" is not in the bundle; add the file or correct the name"
                 )
             }
-            Self::File {
-                vm,
-                field,
-                file,
-                cause,
-            } => {
-                write!(
-                    f,
-                    "{CONFIG_NAME}: vm \"{vm}\", field {field}: \"{file}\" {cause}"
-                )
+            Self::File { vm, field, file, cause } => {
+                write!(f, "{CONFIG_NAME}: vm \"{vm}\", field {field}: \"{file}\" {cause}")
             }
         }
     }
@@ -138,15 +130,12 @@ impl From<BundleError> for LoadError {
 /// One line for the user; nothing has been started.
 pub fn open<S: Source>(source: S) -> Result<(Bundle<S>, Config), LoadError> {
     let bundle = Bundle::open(source)?;
-    let file = bundle
-        .file(CONFIG_NAME)
-        .ok_or(LoadError::NoConfig("missing; a bundle must hold it"))?;
+    let file = bundle.file(CONFIG_NAME).ok_or(LoadError::NoConfig("missing; a bundle must hold it"))?;
     if file.len() > CONFIG_LIMIT {
         return Err(LoadError::NoConfig("longer than 64 KiB"));
     }
     let mut bytes = alloc::vec![0; file.len() as usize];
-    file.read(0, &mut bytes)
-        .map_err(|_| LoadError::NoConfig("cannot be read"))?;
+    file.read(0, &mut bytes).map_err(|_| LoadError::NoConfig("cannot be read"))?;
     let text = core::str::from_utf8(&bytes).map_err(|_| LoadError::NoConfig("not UTF-8 text"))?;
     let config = Config::parse(text).map_err(LoadError::Config)?;
     for vm in &config.vm {
@@ -155,11 +144,7 @@ pub fn open<S: Source>(source: S) -> Result<(Bundle<S>, Config), LoadError> {
             .collect();
         for (field, name) in named {
             if bundle.file(name).is_none() {
-                return Err(LoadError::Missing {
-                    vm: vm.name.clone(),
-                    field,
-                    file: name.to_string(),
-                });
+                return Err(LoadError::Missing { vm: vm.name.clone(), field, file: name.to_string() });
             }
         }
     }
@@ -175,21 +160,7 @@ pub(crate) mod tests {
         let mut out = Vec::new();
         let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
         for (name, data) in files.iter().copied().chain([("TRAILER!!!", &[][..])]) {
-            let fields = [
-                0,
-                0o100_644,
-                0,
-                0,
-                1,
-                0,
-                data.len(),
-                0,
-                0,
-                0,
-                0,
-                name.len() + 1,
-                0,
-            ];
+            let fields = [0, 0o100_644, 0, 0, 1, 0, data.len(), 0, 0, 0, 0, name.len() + 1, 0];
             out.extend(b"070701");
             for field in fields {
                 out.extend(std::format!("{field:08x}").bytes());
@@ -203,16 +174,11 @@ pub(crate) mod tests {
         out
     }
 
-    const TOML: &str =
-        "[[vm]]\nname = \"a\"\nmemory_mib = 512\nkernel = \"vmlinuz\"\ninitrd = \"i\"\n";
+    const TOML: &str = "[[vm]]\nname = \"a\"\nmemory_mib = 512\nkernel = \"vmlinuz\"\ninitrd = \"i\"\n";
 
     #[test]
     fn a_good_bundle_opens() {
-        let data = archive(&[
-            (CONFIG_NAME, TOML.as_bytes()),
-            ("vmlinuz", b"k"),
-            ("./i", b"xyz"),
-        ]);
+        let data = archive(&[(CONFIG_NAME, TOML.as_bytes()), ("vmlinuz", b"k"), ("./i", b"xyz")]);
         let (bundle, config) = open(&data[..]).unwrap();
         assert_eq!(config.vm[0].name, "a");
         let file = bundle.file("i").unwrap();
@@ -224,24 +190,13 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_missing_is_named_in_one_line() {
-        let line = |files: &[(&str, &[u8])]| {
-            open(&archive(files)[..])
-                .map(|_| ())
-                .unwrap_err()
-                .to_string()
-        };
-        assert_eq!(
-            line(&[("x", b"")]),
-            "bundle: prism.toml: missing; a bundle must hold it"
-        );
+        let line = |files: &[(&str, &[u8])]| open(&archive(files)[..]).map(|_| ()).unwrap_err().to_string();
+        assert_eq!(line(&[("x", b"")]), "bundle: prism.toml: missing; a bundle must hold it");
         let text = line(&[(CONFIG_NAME, TOML.as_bytes()), ("vmlinuz", b"k")]);
         assert_eq!(
             text,
             "prism.toml: vm \"a\", field initrd: \"i\" is not in the bundle; add the file or correct the name"
         );
-        assert_eq!(
-            line(&[(CONFIG_NAME, &[0xFF, 0xFE])]),
-            "bundle: prism.toml: not UTF-8 text"
-        );
+        assert_eq!(line(&[(CONFIG_NAME, &[0xFF, 0xFE])]), "bundle: prism.toml: not UTF-8 text");
     }
 }

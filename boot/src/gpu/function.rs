@@ -1,0 +1,105 @@
+//! A vGPU as a PCI function of its VM.
+
+use gvt::{ApertureSlice, ResetKind, VgpuId};
+use hv::vm::VmId;
+use hv_defs::paging::Access;
+use hv_defs::{Hpa, Nanos, Width};
+use hv_dev::pci::{BarWindow, BarWindows, PciFunction, Space};
+
+use super::{DEVICE, now, with};
+
+/// BAR with registers and page table.
+const GTTMMADR: u8 = 0;
+/// BAR with the aperture.
+const GMADR: u8 = 2;
+/// Bytes of BAR0 that may be mapped: registers and page table.
+const GTTMMADR_SIZE: u64 = 16 << 20;
+
+/// The function.
+pub struct VgpuFunction {
+    vm: VmId,
+    vgpu: VgpuId,
+    slice: ApertureSlice,
+    mapped: Mapped,
+}
+
+/// Whether pages that were mapped before the VM existed have been handed to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mapped {
+    Yes,
+    NotYet,
+}
+
+impl VgpuFunction {
+    /// The function of an existing vGPU.
+    pub fn new(vm: VmId, vgpu: VgpuId) -> Self {
+        let slice = with(|gvt, _| gvt.aperture_slice(vgpu)).unwrap_or_default();
+        Self { vm, vgpu, slice, mapped: Mapped::NotYet }
+    }
+
+    /// Bytes of its BARs that are mapped page by page.
+    pub fn mapped_bytes(&self) -> u64 {
+        GTTMMADR_SIZE + self.slice.size
+    }
+
+    /// The first access happens when the VM is built: hands over the aperture and the pages mapped so far.
+    fn settle(&mut self) {
+        if self.mapped == Mapped::Yes {
+            return;
+        }
+        let Some(vm) = hv::machine::vm(self.vm) else { return };
+        self.mapped = Mapped::Yes;
+        let aperture = with(|gvt, host| {
+            host.settle(self.vm);
+            gvt.physical_aperture()
+        });
+        let (offset, size) = (self.slice.offset, self.slice.size);
+        if let Some(base) = aperture.map(|aperture| Hpa(aperture.base.wrapping_add(offset)))
+            && vm.map_range(DEVICE, GMADR, (offset, size), base, Access::ReadWrite).is_none()
+        {
+            hv::say!("vm {}: the aperture cannot be mapped; stores to it are lost", self.vm.0);
+        }
+    }
+}
+
+impl PciFunction for VgpuFunction {
+    fn config_read(&mut self, offset: u16, width: Width) -> u32 {
+        self.settle();
+        let ones = width.mask() as u32;
+        with(|gvt, _| gvt.config_read(self.vgpu, offset, width.bytes())).unwrap_or(ones)
+    }
+
+    fn config_write(&mut self, offset: u16, width: Width, value: u32) {
+        self.settle();
+        with(|gvt, host| gvt.config_write(host, self.vgpu, offset, width.bytes(), value, now()));
+    }
+
+    fn bars(&self) -> BarWindows {
+        let bars = with(|gvt, _| gvt.bars(self.vgpu)).unwrap_or_default();
+        bars.into_iter()
+            .flatten()
+            .map(|bar| BarWindow { bar: bar.bar, space: Space::Memory, base: bar.base, size: bar.size })
+            .collect()
+    }
+
+    fn bar_read(&mut self, bar: u8, offset: u64, width: Width, _: Nanos) -> u64 {
+        match (bar, u32::try_from(offset)) {
+            (GTTMMADR, Ok(offset)) => {
+                with(|gvt, host| gvt.mmio_read(host, self.vgpu, offset, width.bytes(), now())).unwrap_or(width.mask())
+            }
+            // Outside the slice of the aperture.
+            _ => width.mask(),
+        }
+    }
+
+    fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, _: Nanos) {
+        if let (GTTMMADR, Ok(offset)) = (bar, u32::try_from(offset)) {
+            with(|gvt, host| gvt.mmio_write(host, self.vgpu, offset, width.bytes(), value, now()));
+        }
+    }
+
+    fn reset(&mut self) {
+        self.settle();
+        with(|gvt, host| gvt.reset_vgpu(host, self.vgpu, ResetKind::Device, now()));
+    }
+}

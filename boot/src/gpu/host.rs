@@ -1,0 +1,157 @@
+//! `gvt::Host` on the hypervisor's services.
+
+use alloc::vec::Vec;
+
+use gvt::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner};
+use gvt_defs::{Gfn, Gpa, Hpa};
+use hv::frame::{self, OwnerId};
+use hv::load::Config;
+use hv::phys::Window;
+use hv::vm::{DirtyPage, PageMapping, Vm, VmId};
+
+use super::DEVICE;
+
+/// Owner of the mediator's own frames; that of VM n's shadows is n further on. (The VMs own 1 to 31.)
+const MEDIATOR: u8 = 32;
+/// Frames for the mediator: 64 MiB of graphics addresses are its own, and as much again for what has none.
+const MEDIATOR_QUOTA: u64 = 32_768;
+/// Frames for a VM's shadows, at least: its global page table and the tables of a few small contexts.
+const VM_QUOTA: u64 = 8_192;
+/// A VM's shadows grow with its memory: one frame for so many of RAM.
+const VM_SHARE: u64 = 128;
+/// BAR with registers and page table.
+const GTTMMADR: u8 = 0;
+
+/// The hypervisor, as the mediator sees it.
+pub struct Services {
+    /// Pages mapped for VMs that are not built yet.
+    early: Vec<(VmId, u32, Mapping)>,
+}
+
+pub fn to_gvt(id: VmId) -> gvt::VmId {
+    gvt::VmId(u32::from(id.0))
+}
+
+pub fn from_gvt(id: gvt::VmId) -> VmId {
+    VmId(id.0 as u8)
+}
+
+fn vm(id: gvt::VmId) -> Option<&'static Vm> {
+    hv::machine::vm(from_gvt(id))
+}
+
+fn account(owner: Owner) -> OwnerId {
+    match owner {
+        Owner::Mediator => OwnerId(MEDIATOR),
+        Owner::Vm(id) => OwnerId(MEDIATOR.saturating_add(id.0 as u8)),
+    }
+}
+
+impl Services {
+    /// Sets the quotas of the mediator and of each VM.
+    pub fn new(config: &Config) -> Self {
+        frame::set_quota(account(Owner::Mediator), MEDIATOR_QUOTA);
+        for (number, vm) in (1..).zip(&config.vm) {
+            let frames = VM_QUOTA + vm.memory_mib * 256 / VM_SHARE;
+            frame::set_quota(account(Owner::Vm(gvt::VmId(number))), frames);
+        }
+        Self { early: Vec::new() }
+    }
+
+    /// Maps what was asked for before the VM was built.
+    pub fn settle(&mut self, id: VmId) {
+        let Some(vm) = hv::machine::vm(id) else { return };
+        self.early.retain(|&(owner, page, mapping)| {
+            if owner == id {
+                map(vm, page, mapping);
+            }
+            owner != id
+        });
+    }
+}
+
+fn map(vm: &Vm, page: u32, mapping: Mapping) {
+    let hpa = |hpa: Hpa| hv_defs::Hpa(hpa.0);
+    let mapping = match mapping {
+        Mapping::Trapped => PageMapping::Trapped,
+        Mapping::ReadOnly(frame) => PageMapping::ReadOnly(hpa(frame)),
+        Mapping::Tracked(frame) => PageMapping::Tracked(hpa(frame)),
+    };
+    vm.map_page(DEVICE, GTTMMADR, page, mapping);
+}
+
+/// A frame that the mediator has allocated.
+fn window(frame: Hpa) -> Window {
+    // SAFETY: 1. The mediator hands back only frames that `alloc_frame` gave it, which are RAM in the direct map.
+    // 2. They belong to the mediator, which reaches them only through such windows: no reference exists.
+    unsafe { Window::new(hv_defs::Hpa(frame.0), hv_defs::PAGE_SIZE) }
+}
+
+impl Host for Services {
+    fn read(&mut self, id: gvt::VmId, gpa: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
+        vm(id).ok_or(NotRam)?.read(hv_defs::Gpa(gpa.0), buf).map_err(|_| NotRam)
+    }
+
+    fn write(&mut self, id: gvt::VmId, gpa: Gpa, data: &[u8]) -> Result<(), NotRam> {
+        vm(id).ok_or(NotRam)?.write(hv_defs::Gpa(gpa.0), data).map_err(|_| NotRam)
+    }
+
+    fn translate(&mut self, id: gvt::VmId, gfn: Gfn) -> Option<Backing> {
+        let (hpa, frames) = vm(id)?.translate(hv_defs::Gfn(gfn.0))?;
+        Some(Backing { hpa: Hpa(hpa.0), frames: frames.clamp(1, 512) as u32 })
+    }
+
+    fn track(&mut self, id: gvt::VmId, gfn: Gfn) -> Result<(), NotRam> {
+        vm(id).ok_or(NotRam)?.track(hv_defs::Gfn(gfn.0)).map_err(|_| NotRam)
+    }
+
+    fn untrack(&mut self, id: gvt::VmId, gfn: Gfn) {
+        if let Some(vm) = vm(id) {
+            vm.untrack(hv_defs::Gfn(gfn.0));
+        }
+    }
+
+    fn harvest(&mut self, id: gvt::VmId, each: &mut dyn FnMut(Dirty)) {
+        if let Some(vm) = vm(id) {
+            vm.harvest(&mut |page| match page {
+                DirtyPage::Ram(gfn) => each(Dirty::Guest(Gfn(gfn.0))),
+                DirtyPage::Bar { device: DEVICE, bar: GTTMMADR, page } => each(Dirty::Register(page)),
+                DirtyPage::Bar { .. } => {}
+            });
+        }
+    }
+
+    fn alloc_frame(&mut self, owner: Owner) -> Result<Hpa, NoFrame> {
+        frame::alloc_zeroed(account(owner)).map(|frame| Hpa(frame.hpa().0)).ok_or(NoFrame)
+    }
+
+    fn free_frame(&mut self, owner: Owner, frame: Hpa) {
+        frame::free(account(owner), hv_defs::Hpa(frame.0).frame());
+    }
+
+    // Out of range: nothing is copied, as the trait says.
+    fn read_frame(&mut self, frame: Hpa, offset: usize, buf: &mut [u8]) {
+        let _ = window(frame).read(offset as u64, buf);
+    }
+
+    fn write_frame(&mut self, frame: Hpa, offset: usize, data: &[u8]) {
+        let _ = window(frame).write(offset as u64, data);
+    }
+
+    fn map_register_page(&mut self, id: gvt::VmId, page: u32, mapping: Mapping) {
+        match vm(id) {
+            Some(vm) => map(vm, page, mapping),
+            None => {
+                let id = from_gvt(id);
+                self.early.retain(|&(owner, other, _)| (owner, other) != (id, page));
+                self.early.push((id, page, mapping));
+            }
+        }
+    }
+
+    fn raise_msi(&mut self, id: gvt::VmId, address: u64, data: u32) {
+        if let Some(vm) = vm(id) {
+            vm.raise_msi(address, data);
+        }
+    }
+}
