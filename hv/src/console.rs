@@ -46,13 +46,7 @@ struct Console {
     dropped: u64,
 }
 
-static CONSOLE: Mutex<Console> = Mutex::new(Console {
-    uart: None,
-    ring: None,
-    mux: None,
-    polled: false,
-    dropped: 0,
-});
+static CONSOLE: Mutex<Console> = Mutex::new(Console { uart: None, ring: None, mux: None, polled: false, dropped: 0 });
 
 /// Set by a panic: the lock may be held for ever, so output goes around it.
 static SEIZED: AtomicBool = AtomicBool::new(false);
@@ -89,7 +83,7 @@ pub fn add_vm(vm: u8, name: &str) {
 pub fn guest_output(vm: u8, byte: u8, now: Nanos) {
     let console = &mut *CONSOLE.lock();
     console.with_mux(|mux, out| mux.guest_byte(vm, byte, now, out));
-    console.settle();
+    console.settle(16);
 }
 
 /// Drains output and reads input. Call when `Pending::CONSOLE` is set or `deadline` has passed; `each` may print.
@@ -99,24 +93,18 @@ pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
         let console = &mut *CONSOLE.lock();
         console.with_mux(|mux, out| mux.tick(now, out));
         console.drain(POLL_BYTES);
-        console
-            .uart
-            .as_mut()
-            .map_or(0, |uart| uart.receive_bytes(&mut bytes))
+        console.uart.as_mut().map_or(0, |uart| uart.receive_bytes(&mut bytes))
     };
     for byte in bytes.into_iter().take(count) {
         // The lock is free again when `each` runs: a command answers with `say!`.
-        let event = CONSOLE
-            .lock()
-            .with_mux(|mux, out| mux.input(byte, out))
-            .flatten();
+        let event = CONSOLE.lock().with_mux(|mux, out| mux.input(byte, out)).flatten();
         if let Some(event) = event {
             each(event);
         }
     }
     let console = &mut *CONSOLE.lock();
     console.with_mux(Mux::prompt);
-    console.settle();
+    console.settle(POLL_BYTES);
 }
 
 /// When `poll` wants to be called even if nothing arrives.
@@ -146,14 +134,13 @@ pub(crate) fn seize() {
     SEIZED.store(true, Ordering::Release);
 }
 
-/// For `say!`.
+/// For `say!`. A line that begins with `@` is for programs and goes out as it is.
 pub fn say(text: fmt::Arguments<'_>) {
     #[cfg(test)]
     std::eprintln!("prism: {text}");
     if SEIZED.load(Ordering::Acquire) {
-        if let Some(uart) = open() {
-            let mut direct = Direct(uart);
-            let _ = write!(direct, "prism: {text}\r\n");
+        if let Some(mut uart) = open() {
+            line(&mut Direct(&mut uart), text);
         }
         return;
     }
@@ -161,37 +148,50 @@ pub fn say(text: fmt::Arguments<'_>) {
     match (&mut console.ring, &mut console.uart) {
         (Some(ring), _) => {
             let fresh = console.mux.as_mut().is_none_or(Mux::own_line);
-            let mut out = RingOut {
-                ring,
-                dropped: &mut console.dropped,
-            };
-            let _ = write!(out, "{}prism: {text}\r\n", if fresh { "" } else { "\r\n" });
+            let mut out = RingOut { ring, dropped: &mut console.dropped };
+            if !fresh {
+                let _ = out.write_str("\r\n");
+            }
+            line(&mut out, text);
         }
-        (None, Some(uart)) => {
-            let _ = write!(DirectRef(uart), "prism: {text}\r\n");
-        }
+        (None, Some(uart)) => line(&mut Direct(uart), text),
         (None, None) => {}
     }
-    console.settle();
+    console.settle(POLL_BYTES);
+}
+
+fn line(out: &mut dyn Write, text: fmt::Arguments<'_>) {
+    // These writers do not fail: what finds no room is counted or lost.
+    let _ = write!(Prefixed { out, begun: false }, "{text}\r\n");
+}
+
+/// Puts `prism: ` before what does not begin with `@`.
+struct Prefixed<'a> {
+    out: &'a mut dyn Write,
+    begun: bool,
+}
+
+impl Write for Prefixed<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if !text.is_empty() && !core::mem::replace(&mut self.begun, true) && !text.starts_with('@') {
+            self.out.write_str("prism: ")?;
+        }
+        self.out.write_str(text)
+    }
 }
 
 impl Console {
     /// Runs the multiplexer with the ring as its terminal, once both exist.
     fn with_mux<R>(&mut self, run: impl FnOnce(&mut Mux, &mut dyn FnMut(&[u8])) -> R) -> Option<R> {
-        let Self {
-            mux, ring, dropped, ..
-        } = self;
+        let Self { mux, ring, dropped, .. } = self;
         let (mux, ring) = (mux.as_mut()?, ring.as_mut()?);
         Some(run(mux, &mut |bytes| *dropped += put(ring, bytes)))
     }
 
-    /// After output: waits for it during set-up, else sends what the UART takes at once.
-    fn settle(&mut self) {
-        if self.polled {
-            self.drain(16)
-        } else {
-            self.drain_all()
-        }
+    /// After output: waits for it during set-up, else sends what the UART takes at once, `most` bytes at most (a real
+    /// one takes 16).
+    fn settle(&mut self, most: usize) {
+        if self.polled { self.drain(most) } else { self.drain_all() }
     }
 
     fn drain(&mut self, most: usize) {
@@ -225,26 +225,14 @@ fn open() -> Option<Uart16550<PioBackend>> {
     // SAFETY: 1. COM1 of a PC lies at this port, or nothing does. 2. Only this module uses it; a panic, which makes a
     // second driver for it, has stopped the first.
     let mut uart = unsafe { Uart16550::new_port(PORT) }.ok()?;
-    uart.init(Config {
-        baud_rate: BaudRate::Baud115200,
-        ..Config::DEFAULT
-    })
-    .ok()?;
+    uart.init(Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT }).ok()?;
     Some(uart)
 }
 
 /// Writes straight to a UART, giving up on one that takes nothing.
-struct DirectRef<'a>(&'a mut Uart16550<PioBackend>);
+struct Direct<'a>(&'a mut Uart16550<PioBackend>);
 
-struct Direct(Uart16550<PioBackend>);
-
-impl Write for Direct {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        DirectRef(&mut self.0).write_str(text)
-    }
-}
-
-impl Write for DirectRef<'_> {
+impl Write for Direct<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut left = text.as_bytes();
         let mut patience = PATIENCE;
@@ -275,5 +263,26 @@ impl Write for RingOut<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         *self.dropped += put(self.ring, text.as_bytes());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_for_programs_stand_alone() {
+        let mut text = String::new();
+        line(&mut text, format_args!("{}", "memory: 5"));
+        line(&mut text, format_args!("@stat vm={} {}", 1, "@"));
+        assert_eq!(text, "prism: memory: 5\r\n@stat vm=1 @\r\n");
+    }
+
+    #[test]
+    fn the_ring_is_bounded() {
+        let mut ring = VecDeque::with_capacity(RING_BYTES);
+        assert_eq!(put(&mut ring, &vec![b'a'; RING_BYTES - 1]), 0);
+        assert_eq!(put(&mut ring, b"bcd"), 2);
+        assert_eq!((ring.len(), ring.back()), (RING_BYTES, Some(&b'b')));
     }
 }

@@ -38,7 +38,7 @@ pub fn run(platform: &'static Platform) -> ! {
     let mib = frame::free_frames() >> 8;
     let (modules, cpus) = (boot.modules.len(), percpu::count());
     say!(
-        "selftest: {}, {mib} MiB free, {modules} modules, {cpus} cpus, tsc {} Hz",
+        "selftest: booted by {}, {mib} MiB free, {modules} modules, {cpus} cpus, tsc {} Hz",
         boot.protocol,
         time::tsc_hz()
     );
@@ -52,29 +52,20 @@ pub fn run(platform: &'static Platform) -> ! {
             }
         }
     }
-    say!(
-        "DONE {} {failed} {:016x}",
-        CHECKS.len(),
-        fnv1a(boot.option("nonce").unwrap_or_default().as_bytes())
-    );
+    let proof = fnv1a(boot.option("nonce").unwrap_or_default().as_bytes());
+    say!("@selftest checks={} failed={failed} proof={proof:016x}", CHECKS.len());
     if boot.has("linger") {
         // For a test that looks at this CPU from the emulator's side.
         loop {
             irq::wait();
         }
     }
-    power::exit(if failed == 0 {
-        Exit::Success
-    } else {
-        Exit::SelfTest
-    })
+    power::exit(if failed == 0 { Exit::Success } else { Exit::SelfTest })
 }
 
 /// FNV-1a, 64 bits.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    })
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }
 
 fn ensure(holds: bool, why: &'static str) -> Result<(), &'static str> {
@@ -88,19 +79,11 @@ fn memory(_: &Platform) -> Result<(), &'static str> {
     ensure(large.0 % 512 == 0 && small != large, "misplaced frames")?;
     // SAFETY: 1. Just allocated: RAM in the direct map that nobody refers to.
     let window = unsafe { crate::phys::Window::new(large.hpa(), 2 << 20) };
-    window
-        .write((2 << 20) - 8, &[0xA5; 8])
-        .map_err(|_| "no write")?;
-    ensure(
-        window.read_u64((2 << 20) - 8) == Some(0xA5A5_A5A5_A5A5_A5A5),
-        "memory does not hold",
-    )?;
+    window.write((2 << 20) - 8, &[0xA5; 8]).map_err(|_| "no write")?;
+    ensure(window.read_u64((2 << 20) - 8) == Some(0xA5A5_A5A5_A5A5_A5A5), "memory does not hold")?;
     frame::free_run(OwnerId(9), large, 512);
     frame::free(OwnerId(9), small);
-    ensure(
-        frame::free_frames() == before && frame::mistakes() == 0,
-        "the books do not balance",
-    )
+    ensure(frame::free_frames() == before && frame::mistakes() == 0, "the books do not balance")
 }
 
 fn pages(_: &Platform) -> Result<(), &'static str> {
@@ -112,10 +95,7 @@ fn pages(_: &Platform) -> Result<(), &'static str> {
         both += u64::from(runs && flags.contains(Flags::WRITABLE));
     });
     ensure(both == 0, "pages are writable and executable")?;
-    ensure(
-        (1..4 << 20).contains(&executable),
-        "odd amount of executable pages",
-    )
+    ensure((1..4 << 20).contains(&executable), "odd amount of executable pages")
 }
 
 fn exception(_: &Platform) -> Result<(), &'static str> {
@@ -130,10 +110,7 @@ fn clock(_: &Platform) -> Result<(), &'static str> {
     let end = time::now();
     ensure(end.0 - start.0 >= 1_000_000, "time does not pass")?;
     let there = time::nanos_to_tsc(Nanos(123_456_789));
-    ensure(
-        time::tsc_to_nanos(there).0.abs_diff(123_456_789) < 100,
-        "time does not convert",
-    )
+    ensure(time::tsc_to_nanos(there).0.abs_diff(123_456_789) < 100, "time does not convert")
 }
 
 fn timer(_: &Platform) -> Result<(), &'static str> {
@@ -141,22 +118,13 @@ fn timer(_: &Platform) -> Result<(), &'static str> {
     let due = Nanos(time::now().0 + 5_000_000);
     apic::arm(due);
     while !irq::wait().contains(Pending::TIMER) {
-        ensure(
-            time::now().0 < due.0 + PATIENCE_NANOS,
-            "something else woke the CPU for too long",
-        )?;
+        ensure(time::now().0 < due.0 + PATIENCE_NANOS, "something else woke the CPU for too long")?;
     }
-    ensure(
-        time::now().0 + 1_000_000 >= due.0,
-        "the timer fired early by more than a millisecond",
-    )
+    ensure(time::now().0 + 1_000_000 >= due.0, "the timer fired early by more than a millisecond")
 }
 
 fn cpus(platform: &Platform) -> Result<(), &'static str> {
-    ensure(
-        percpu::count() as usize == platform.acpi.cpus.len(),
-        "a CPU is missing",
-    )?;
+    ensure(percpu::count() as usize == platform.acpi.cpus.len(), "a CPU is missing")?;
     for cpu in (1..percpu::count()).map(CpuId) {
         let taken = || percpu::get(cpu).map_or(0, |cpu| cpu.interrupts());
         let before = taken();
@@ -166,8 +134,7 @@ fn cpus(platform: &Platform) -> Result<(), &'static str> {
             ensure(time::now().0 < end, "a CPU does not take interrupts")?;
             core::hint::spin_loop();
         }
-        let parked =
-            percpu::get(cpu).is_some_and(|cpu| cpu.state.load(Ordering::Acquire) == smp::PARKED);
+        let parked = percpu::get(cpu).is_some_and(|cpu| cpu.state.load(Ordering::Acquire) == smp::PARKED);
         ensure(parked, "a CPU is not where it should be")?;
     }
     Ok(())
@@ -177,27 +144,17 @@ fn cpus(platform: &Platform) -> Result<(), &'static str> {
 fn host_bridge(_: &Platform) -> Result<(), &'static str> {
     let bridge = Function::find(0, 0, 0).ok_or("no function at 00:00.0")?;
     ensure(bridge.read16(0x0A) == 0x0600, "00:00.0 is no host bridge")?;
-    ensure(
-        Function::find(0, 31, 7).is_none_or(|other| other != bridge),
-        "configuration space repeats",
-    )?;
+    ensure(Function::find(0, 31, 7).is_none_or(|other| other != bridge), "configuration space repeats")?;
     if let Some(gpu) = Function::find(0, 2, 0) {
         for bar in gpu.bars() {
-            say!(
-                "00:02.0 {:04x}:{:04x} {bar:x?}",
-                gpu.read16(0),
-                gpu.read16(2)
-            );
+            say!("00:02.0 {:04x}:{:04x} {bar:x?}", gpu.read16(0), gpu.read16(2));
         }
     }
     Ok(())
 }
 
 fn heap_is_modest(_: &Platform) -> Result<(), &'static str> {
-    ensure(
-        heap::used() < heap::HEAP_BYTES as usize / 4,
-        "set-up used more than a quarter of the heap",
-    )
+    ensure(heap::used() < heap::HEAP_BYTES as usize / 4, "set-up used more than a quarter of the heap")
 }
 
 impl fmt::Display for CpuId {
