@@ -9,8 +9,8 @@
 
 extern crate alloc;
 
-mod gpu;
 pub mod audit;
+mod gpu;
 pub mod gtt;
 pub mod host;
 pub mod hw;

@@ -123,7 +123,10 @@ impl fmt::Display for InitError {
             Self::Forcewake(at) => write!(f, "GPU at 00:02.0: no answer to forcewake request {at:#x}"),
             Self::Reset(bits) => write!(f, "GPU at 00:02.0: reset {bits:#x} does not complete"),
             Self::SmallGgtt(entries) => {
-                write!(f, "GPU at 00:02.0: global page table has {entries} entries, 262144 are needed; raise it in firmware setup")
+                write!(
+                    f,
+                    "GPU at 00:02.0: global page table has {entries} entries, 262144 are needed; raise it in firmware setup"
+                )
             }
             Self::NoFrame => write!(f, "GPU at 00:02.0: too little memory for the mediator"),
         }

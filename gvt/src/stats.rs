@@ -51,7 +51,14 @@ pub enum Access {
 
 impl Exits {
     const fn new() -> Self {
-        Self { slots: [RegisterExits { key: 0, reads: 0, writes: 0 }; SLOTS], other: 0, reads: 0, writes: 0, gtt: 0, config: 0 }
+        Self {
+            slots: [RegisterExits { key: 0, reads: 0, writes: 0 }; SLOTS],
+            other: 0,
+            reads: 0,
+            writes: 0,
+            gtt: 0,
+            config: 0,
+        }
     }
 
     pub(crate) fn count(&mut self, offset: u32, access: Access) {

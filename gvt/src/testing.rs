@@ -116,8 +116,14 @@ impl FakeHost {
         self.next_vm += mib << 20;
         assert!(self.next_vm <= self.ram.len(), "the fake machine has too little RAM");
         let frames = (mib << 20) / PAGE_SIZE;
-        let vm_state =
-            Vm { base, frames, quota: usize::MAX, tracked: BTreeSet::new(), dirty: BTreeSet::new(), pages: BTreeMap::new() };
+        let vm_state = Vm {
+            base,
+            frames,
+            quota: usize::MAX,
+            tracked: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            pages: BTreeMap::new(),
+        };
         assert!(self.vms.insert(vm, vm_state).is_none());
     }
 

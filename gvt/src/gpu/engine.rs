@@ -136,6 +136,11 @@ impl PhysEngine {
         self.pending.is_none()
     }
 
+    /// Whether it has anything to do: it may interrupt.
+    pub(crate) fn awake(&self) -> bool {
+        self.active != Active::Idle || self.pending.is_some()
+    }
+
     /// Gives the hardware a guest context. `accepts` must hold.
     pub(crate) fn submit<W: Hw>(&mut self, host: &mut dyn Host, hw: &mut W, context: Descriptor) {
         let parking = self.parking.next(host);

@@ -12,7 +12,7 @@ use crate::stats::Totals;
 use alloc::vec::Vec;
 use engine::PhysEngine;
 use gvt_defs::reg::irq;
-use gvt_defs::{ENGINES, Engine, EngineMask, reg};
+use gvt_defs::{ENGINES, Engine, EngineMask, event, reg};
 use pool::Pool;
 
 /// PCI configuration space as it was before anything touched the GPU, in dwords.
@@ -135,23 +135,33 @@ pub(crate) struct Gpu<W> {
 /// Events by engine that one interrupt brought, as bits of `gvt_defs::event`.
 pub(crate) type Events = [(Engine, u32); ENGINES];
 
+const NO_EVENTS: Events = [(Engine::Rcs, 0), (Engine::Bcs, 0), (Engine::Vcs0, 0), (Engine::Vcs1, 0), (Engine::Vecs, 0)];
+
 impl<W: Hw> Gpu<W> {
     /// Takes what the interrupt registers hold: master off, banks read and cleared. The caller ends with `rearm`.
+    /// Banks of engines that have something to do are looked at first; the master register, which costs a read of
+    /// its own, only if they hold nothing.
     pub(crate) fn take_interrupts(&mut self) -> (u32, Events) {
         self.hw.totals.interrupts += 1;
         self.hw.write(irq::MASTER, 0);
-        let master = self.hw.read(irq::MASTER);
-        let mut events = Engine::ALL.map(|engine| (engine, 0));
-        for bank in 0..irq::GT_BANKS {
-            let pending = events.iter().any(|(engine, _)| {
-                let info = engine.info();
-                info.irq_bank == bank && master & info.master != 0
-            });
-            if pending {
-                self.take_bank(bank, &mut events);
-            }
+        let mut events = NO_EVENTS;
+        let awake = engines(self.present).filter(|engine| self.engines.get(*engine).awake());
+        let banks = awake.fold(0u32, |banks, engine| banks | 1 << engine.info().irq_bank);
+        self.take_banks(banks, &mut events);
+        if events.iter().any(|(_, bits)| *bits != 0) {
+            return (0, events);
         }
-        (master & !irq::MASTER_ENABLE, events)
+        let master = self.hw.read(irq::MASTER) & !irq::MASTER_ENABLE;
+        let pending = Engine::ALL.into_iter().filter(|engine| master & engine.info().master != 0);
+        let banks = pending.fold(0u32, |banks, engine| banks | 1 << engine.info().irq_bank);
+        self.take_banks(banks, &mut events);
+        (master, events)
+    }
+
+    fn take_banks(&mut self, banks: u32, events: &mut Events) {
+        for bank in (0..irq::GT_BANKS).filter(|bank| banks & 1 << bank != 0) {
+            self.take_bank(bank, events);
+        }
     }
 
     /// Lets the hardware interrupt again; it does at once if anything is pending.
@@ -159,11 +169,16 @@ impl<W: Hw> Gpu<W> {
         self.hw.write(irq::MASTER, irq::MASTER_ENABLE);
     }
 
-    /// Takes the events of one engine's bank outside an interrupt.
-    pub(crate) fn take_engine_events(&mut self, engine: Engine) -> Events {
-        let mut events = Engine::ALL.map(|engine| (engine, 0));
-        self.take_bank(engine.info().irq_bank, &mut events);
-        events
+    /// Takes an engine's events outside an interrupt, but for the context switch: that one is left to the interrupt.
+    pub(crate) fn take_engine_events(&mut self, engine: Engine) -> u32 {
+        let info = engine.info();
+        let iir_at = irq::GT_BANK0 + 0x10 * info.irq_bank + irq::IIR;
+        let own = (0xFFFF & !event::CONTEXT_SWITCH) << info.irq_shift;
+        let iir = self.hw.read(iir_at) & own;
+        if iir != 0 {
+            self.hw.write(iir_at, iir);
+        }
+        iir >> info.irq_shift
     }
 
     fn take_bank(&mut self, bank: u32, events: &mut Events) {
@@ -173,6 +188,12 @@ impl<W: Hw> Gpu<W> {
             return;
         }
         self.hw.write(iir_at, iir);
+        // A second context switch may be queued behind the first. Status buffers are looked at after this, and an
+        // entry is written before its event is raised: clearing it here loses nothing and saves an interrupt.
+        let switches = iir & (event::CONTEXT_SWITCH | event::CONTEXT_SWITCH << 16);
+        if switches != 0 {
+            self.hw.write(iir_at, switches);
+        }
         for (engine, bits) in events.iter_mut() {
             let info = engine.info();
             if info.irq_bank == bank {

@@ -29,7 +29,12 @@ pub(crate) struct Parking {
 }
 
 impl Parking {
-    pub(crate) fn new<W: Hw>(host: &mut dyn Host, hw: &mut W, pool: &mut Pool, engine: Engine) -> Result<Self, NoFrame> {
+    pub(crate) fn new<W: Hw>(
+        host: &mut dyn Host,
+        hw: &mut W,
+        pool: &mut Pool,
+        engine: Engine,
+    ) -> Result<Self, NoFrame> {
         let image = pool.alloc(host, hw, engine.info().context_pages)?;
         let ring_block = match pool.alloc(host, hw, 1) {
             Ok(block) => block,

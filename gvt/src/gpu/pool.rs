@@ -53,7 +53,9 @@ impl Block {
             for (to, from) in buffer.chunks_exact_mut(4).zip(now) {
                 to.copy_from_slice(&from.to_le_bytes());
             }
-            let (Some(frame), Some(bytes)) = (self.frame(at / PAGE_SIZE as u32), buffer.get(..4 * count)) else { return };
+            let (Some(frame), Some(bytes)) = (self.frame(at / PAGE_SIZE as u32), buffer.get(..4 * count)) else {
+                return;
+            };
             host.write_frame(frame, at as usize % PAGE_SIZE as usize, bytes);
             at = at.wrapping_add(4 * count as u32);
             rest = later;

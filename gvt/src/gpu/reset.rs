@@ -41,7 +41,8 @@ fn enable<W: Hw>(gpu: &mut Gpu<W>, engine: Engine) {
 
 /// Render registers that i915 changes on all Gen9 parts (spec/gen9.md B.16): offset, bits to set, bits to clear.
 /// A guest does so too, in its own register file; these hold for the parking context.
-const WORKAROUNDS_OF_RENDER: [(u32, u32, u32); 3] = [(0xB004, 1 << 7, 0), (0xB118, 1 << 21, 1 << 22), (0xB11C, 1 << 2, 1 << 8)];
+const WORKAROUNDS_OF_RENDER: [(u32, u32, u32); 3] =
+    [(0xB004, 1 << 7, 0), (0xB118, 1 << 21, 1 << 22), (0xB11C, 1 << 2, 1 << 8)];
 
 /// Registers of the whole GT, likewise. They are lost in a full reset only.
 const WORKAROUNDS_OF_GT: [(u32, u32, u32); 5] = [

@@ -4,7 +4,7 @@ use super::{Gvt, VgpuId};
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::stats::Access;
-use crate::trace::Kind;
+use crate::trace::Note;
 use crate::vgpu::registers::{Policy, RegisterFile, policy};
 use gvt_defs::{Nanos, masked, reg};
 
@@ -56,7 +56,7 @@ impl<W: Hw> Gvt<W> {
         }
         let value = if lanes == 0 { u64::MAX } else { ((value & lanes) >> (8 * (offset % 4))) as u64 };
         self.charge(index, before);
-        self.trace.push(now, id.0, Kind::Read(offset, value as u32));
+        self.trace.push(now, Some(index), Note::Read(offset, value as u32));
         self.finish(host, now);
         value
     }
@@ -73,7 +73,7 @@ impl<W: Hw> Gvt<W> {
             return;
         }
         vgpu.stats.exits.count(offset, Access::Write);
-        self.trace.push(now, id.0, Kind::Write(offset, value as u32));
+        self.trace.push(now, Some(index), Note::Write(offset, value as u32));
         let before = self.gpu.hw.accesses();
         for piece in pieces(offset, bytes, value) {
             self.write_register(host, index, piece, now);

@@ -6,7 +6,7 @@ use crate::gpu::switch;
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
-use crate::trace::Kind;
+use crate::trace::Note;
 use crate::vgpu::registers::Handler;
 use crate::vgpu::{Vgpu, pvinfo as pvinfo_page};
 use gvt_defs::reg::{forcewake, pcode};
@@ -161,7 +161,7 @@ impl<W: Hw> Gvt<W> {
 
     fn write_gdrst(&mut self, host: &mut dyn Host, index: usize, piece: Piece, now: Nanos) {
         let value = piece.value & piece.lanes;
-        self.trace.push(now, index as u8, Kind::GuestReset(value));
+        self.trace.push(now, Some(index), Note::GuestReset(value));
         if value & reg::GDRST_FULL != 0 {
             return self.reset_index(host, index, ResetKind::Gt, now);
         }

@@ -8,7 +8,7 @@ use crate::host::{Host, Mapping, NoFrame, Owner, VmId};
 use crate::hw::Hw;
 use crate::report::CreateError;
 use crate::stats::Stats;
-use crate::trace::Kind;
+use crate::trace::Note;
 use crate::vgpu::config_space::ConfigSpace;
 use crate::vgpu::execlist::VirtEngine;
 use crate::vgpu::irq::{self, Irq};
@@ -119,7 +119,7 @@ impl<W: Hw> Gvt<W> {
         for engine in Engine::ALL.into_iter().filter(|engine| mask.has(*engine)) {
             let stop = self.runs_on(index, engine);
             if stop {
-                self.trace.push(now, index as u8, Kind::EngineReset(engine));
+                self.trace.push(now, Some(index), Note::EngineReset(engine));
                 self.gpu.reset_engine(host, engine);
             }
             if let Some(vgpu) = self.vgpu_mut(index) {

@@ -13,10 +13,10 @@ mod tests;
 use crate::audit::ContextRegisters;
 use crate::gpu::{Gpu, PerEngine};
 use crate::host::Host;
-use crate::hw::{Aperture, Hw};
+use crate::hw::Hw;
 use crate::report::{Action, Cause, InitError, Report, Reports};
 use crate::stats::{Stats, Totals};
-use crate::trace::{Event, Kind, Trace};
+use crate::trace::{Event, Note, Trace};
 use crate::vgpu::config_space::Bar;
 use crate::vgpu::{Sent, Vgpu};
 use alloc::boxed::Box;
@@ -88,7 +88,7 @@ pub enum ResetKind {
 }
 
 /// The part of BAR2 that is a vGPU's; it lies at the same offset in the physical aperture.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ApertureSlice {
     /// Offset in BAR2.
     pub offset: u64,
@@ -145,6 +145,7 @@ impl<W: Hw> Gvt<W> {
         if let Some(vgpu) = self.vgpu_mut(id.index()) {
             vgpu.stats.exits.config += 1;
             vgpu.config.write(offset, bytes, value);
+            vgpu.recheck_irq();
         }
         self.finish(host, now);
     }
@@ -160,15 +161,10 @@ impl<W: Hw> Gvt<W> {
         ApertureSlice { offset: u64::from(entries.start) * 4096, size: u64::from(entries.end - entries.start) * 4096 }
     }
 
-    /// The physical aperture.
-    pub fn aperture(&self) -> Aperture {
-        self.gpu.aperture
-    }
-
     /// The physical GPU's interrupt.
     pub fn interrupt(&mut self, host: &mut dyn Host, now: Nanos) {
         let (master, events) = self.gpu.take_interrupts();
-        self.trace.push(now, u8::MAX, Kind::Interrupt(master));
+        self.trace.push(now, None, Note::Interrupt(master));
         for (engine, bits) in events {
             self.engine_events(host, engine, bits);
         }
@@ -219,10 +215,10 @@ impl<W: Hw> Gvt<W> {
 
     /// Sends the messages that this call made due: all that is ready shares one.
     fn finish(&mut self, host: &mut dyn Host, now: Nanos) {
-        for (index, vgpu) in (0u8..).zip(self.vgpus.iter_mut()) {
+        for (index, vgpu) in self.vgpus.iter_mut().enumerate() {
             let Some(vgpu) = vgpu else { continue };
             if vgpu.send_msi(host) == Sent::Message {
-                self.trace.push(now, index, Kind::Msi);
+                self.trace.push(now, Some(index), Note::Msi);
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::gpu::{Flushed, engines};
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
-use crate::trace::Kind;
+use crate::trace::Note;
 use crate::vgpu::execlist::{Patience, Place, patience};
 use gvt_defs::execlist::{CsbEntry, Descriptor};
 use gvt_defs::{Engine, Nanos, event, ring};
@@ -73,7 +73,7 @@ impl<W: Hw> Gvt<W> {
     /// A guest context left the hardware.
     fn left(&mut self, host: &mut dyn Host, engine: Engine, tag: u32, now: Nanos) {
         let Some(run) = self.gpu.engines.get_mut(engine).run.take() else { return };
-        self.trace.push(now, run.vgpu as u8, Kind::Unload(engine, tag));
+        self.trace.push(now, Some(run.vgpu), Note::Unload(engine, tag));
         self.account(run, engine, now);
         self.learn(host, engine);
         let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
@@ -179,7 +179,7 @@ impl<W: Hw> Gvt<W> {
     fn hand_out(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
         let Some(vgpu) = self.vgpu_mut(index) else { return };
         for entry in vgpu.tell(host, engine) {
-            self.trace.push(now, index as u8, Kind::Csb(engine, entry.status, entry.id));
+            self.trace.push(now, Some(index), Note::Csb(engine, entry.status, entry.id));
         }
     }
 
@@ -238,9 +238,9 @@ impl<W: Hw> Gvt<W> {
         let Some(run) = &mut phys.run else { return };
         let Some(ask) = &mut run.asked else { return };
         ask.sent = Sent::Yes;
-        let vgpu = run.vgpu as u8;
+        let vgpu = run.vgpu;
         phys.park(host, &mut self.gpu.hw);
-        self.trace.push(now, vgpu, Kind::Preempt(engine));
+        self.trace.push(now, Some(vgpu), Note::Preempt(engine));
     }
 
     /// The vGPU that gets a free engine: the one whose slice is not over, else the one that had least.
@@ -281,7 +281,7 @@ impl<W: Hw> Gvt<W> {
         work.place = Place::Hardware;
         work.resubmit = false;
         let slot = work.slot;
-        self.trace.push(now, index as u8, Kind::Load(engine, context_tag(index, slot)));
+        self.trace.push(now, Some(index), Note::Load(engine, context_tag(index, slot)));
         self.submit_slot(host, index, engine, slot);
         self.charge(index, before);
     }
@@ -300,9 +300,8 @@ impl<W: Hw> Gvt<W> {
         if scope == Scope::NewOwner {
             if owner.is_some() {
                 // What the last owner's commands signalled and no interrupt brought yet is still the last owner's.
-                for (engine, bits) in self.gpu.take_engine_events(engine) {
-                    self.engine_events(host, engine, bits);
-                }
+                let bits = self.gpu.take_engine_events(engine);
+                self.engine_events(host, engine, bits);
             }
             if self.gpu.flush_tlb(engine) == Flushed::Stuck {
                 return Flushed::Stuck;
@@ -390,7 +389,7 @@ impl<W: Hw> Gvt<W> {
                 vgpu.stats.engine_mut(engine).resets += 1;
             }
         }
-        self.trace.push(now, run.map_or(u8::MAX, |run| run.vgpu as u8), Kind::EngineReset(engine));
+        self.trace.push(now, run.map(|run| run.vgpu), Note::EngineReset(engine));
         self.gpu.reset_engine(host, engine);
         self.schedule(host, engine, now);
     }

@@ -10,7 +10,7 @@ use crate::gtt::{Gtt, Pin};
 use crate::host::{Host, NoFrame, VmId};
 use crate::hw::Hw;
 use crate::report::Cause;
-use crate::trace::Kind;
+use crate::trace::Note;
 use crate::vgpu::Vgpu;
 use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
 use crate::vgpu::execlist::{Fit, List, Place, SLOTS, Work};
@@ -73,7 +73,7 @@ impl<W: Hw> Gvt<W> {
         let Ok(dwords) = core::mem::take(elsp).into_inner().map_err(|partial| *elsp = partial) else { return };
         vgpu.stats.engine_mut(engine).submissions += 1;
         let list = List::from_elsp(dwords);
-        self.trace.push(now, index as u8, Kind::Submit(engine, list.first().0));
+        self.trace.push(now, Some(index), Note::Submit(engine, list.first().0));
         self.sync(host, index);
         // What the hardware has finished by now is finished before this submission.
         self.poll_engine(host, engine, now);
@@ -189,7 +189,7 @@ impl<W: Hw> Gvt<W> {
             vgpu.stats.refused += 1;
             vgpu.engines.get_mut(engine).failed = true;
         }
-        self.trace.push(Nanos(0), index as u8, Kind::Refused(engine));
+        self.trace.push(Nanos(0), Some(index), Note::Refused(engine));
         self.report(index, cause);
     }
 }
@@ -681,7 +681,9 @@ impl Source for Batches<'_> {
 }
 
 fn read_dwords(host: &mut dyn Host, gtt: &Gtt, addr: GgttAddr, dwords: &mut [u32]) -> bool {
-    read_chunks(dwords, &mut |offset, bytes| gtt.read(host, GgttAddr(addr.0.wrapping_add(offset as u32)), bytes).is_ok())
+    read_chunks(dwords, &mut |offset, bytes| {
+        gtt.read(host, GgttAddr(addr.0.wrapping_add(offset as u32)), bytes).is_ok()
+    })
 }
 
 /// Fills dwords through a byte buffer.

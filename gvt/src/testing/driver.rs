@@ -168,12 +168,6 @@ impl Driver {
         GgttAddr(at)
     }
 
-    /// First address of the aperture share that is not handed out.
-    pub fn aperture_page(&mut self) -> GgttAddr {
-        self.next_low += PAGE;
-        GgttAddr(self.next_low - PAGE)
-    }
-
     fn reset_irq(&mut self, m: &mut Machine) {
         self.write(m, irq::MASTER, 0);
         for bank in 0..irq::GT_BANKS {
@@ -443,7 +437,10 @@ impl Driver {
         while port.csb_head != write {
             port.csb_head = csb_next(port.csb_head);
             let at = page.0 + u64::from(HWSP_CSB + 8 * port.csb_head);
-            let entry = CsbEntry { status: m.host.guest_read32(self.vm, Gpa(at)), id: m.host.guest_read32(self.vm, Gpa(at + 4)) };
+            let entry = CsbEntry {
+                status: m.host.guest_read32(self.vm, Gpa(at)),
+                id: m.host.guest_read32(self.vm, Gpa(at + 4)),
+            };
             assert_ne!(entry.status, u32::MAX, "an entry that was never written");
             m.host.guest_write64(self.vm, Gpa(at), u64::MAX);
             port.events.push(entry);

@@ -246,7 +246,9 @@ mod tests {
 
     #[test]
     fn ring_pointers_must_lie_in_the_ring() {
-        for (index, bad) in [(value::RING_HEAD, 0x4000), (value::RING_TAIL, 0x4000), (value::RING_CTL, 0x3000), (value::RING_START, 4)] {
+        for (index, bad) in
+            [(value::RING_HEAD, 0x4000), (value::RING_TAIL, 0x4000), (value::RING_CTL, 0x3000), (value::RING_START, 4)]
+        {
             let mut page = page();
             page[index] = bad;
             assert!(RingPart::parse(Engine::Rcs, &page).is_err(), "{index:#x}");

@@ -1,10 +1,10 @@
 //! The virtual execlists of one engine: what the guest submitted, what it was told, and its shadow contexts.
 
 use super::context::ShadowContext;
-use arrayvec::ArrayVec;
-use gvt_defs::execlist::{CsbEntry, Descriptor, status};
 use crate::gtt::Pin;
+use arrayvec::ArrayVec;
 use gvt_defs::Nanos;
+use gvt_defs::execlist::{CsbEntry, Descriptor, status};
 
 /// Shadow contexts kept per engine and vGPU.
 pub(crate) const SLOTS: usize = 4;

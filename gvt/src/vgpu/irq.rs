@@ -114,6 +114,16 @@ impl Irq {
         self.edge()
     }
 
+    /// The message that was asked for could not be sent.
+    pub(crate) fn undelivered(&mut self) {
+        self.outstanding = false;
+    }
+
+    /// Whether what is pending needs a message.
+    pub(crate) fn recheck(&mut self) -> Edge {
+        self.edge()
+    }
+
     fn edge(&mut self) -> Edge {
         if self.outstanding || !self.enabled || self.level() == 0 {
             return Edge::None;

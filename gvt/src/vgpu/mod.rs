@@ -101,12 +101,20 @@ impl Vgpu {
         self.msi_due |= edge == Edge::Raise;
     }
 
+    /// The guest may have enabled messages: what is pending needs one.
+    pub(crate) fn recheck_irq(&mut self) {
+        self.msi_due |= self.irq.recheck() == Edge::Raise;
+    }
+
     /// Sends the message that is due.
     pub(crate) fn send_msi(&mut self, host: &mut dyn Host) -> Sent {
         if !core::mem::take(&mut self.msi_due) {
             return Sent::Nothing;
         }
-        let Some(target) = self.config.msi() else { return Sent::Nothing };
+        let Some(target) = self.config.msi() else {
+            self.irq.undelivered();
+            return Sent::Nothing;
+        };
         self.stats.msis += 1;
         host.raise_msi(self.vm, target.address, target.data);
         Sent::Message

@@ -48,7 +48,7 @@ impl Arena {
         assert!(!touched.overflow);
         let (base, bytes) = self.m.host.range(self.attacker.vm);
         for range in touched.ranges {
-            for frame in range.first..range.first + u64::from(range.frames) {
+            for frame in range.first..range.first + range.frames {
                 let hpa = Hpa(frame * PAGE_SIZE);
                 let own = (base.0..base.0 + bytes).contains(&hpa.0);
                 let owner = self.m.host.owner_of(hpa);
@@ -203,7 +203,16 @@ fn images_outside_the_partition_and_odd_descriptors_are_refused() {
 fn forbidden_registers_stay_as_they_are() {
     let forbidden = |engine: Engine| {
         let base = engine.base();
-        [base + ring::HWS_PGA, base + ring::GFX_MODE, base + ring::IMR, base + ring::ELSP, 0x44200, 0x941C, 0x10_0000, 0xA188]
+        [
+            base + ring::HWS_PGA,
+            base + ring::GFX_MODE,
+            base + ring::IMR,
+            base + ring::ELSP,
+            0x44200,
+            0x941C,
+            0x10_0000,
+            0xA188,
+        ]
     };
     for engine in ENGINES {
         for privilege in ["ring", "process batch"] {
@@ -216,8 +225,10 @@ fn forbidden_registers_stay_as_they_are() {
                 forbidden(engine).map(|offset| device.gpu.read32(offset, now))
             };
             let before = look(&a);
-            let commands: Vec<u32> =
-                forbidden(engine).into_iter().flat_map(|offset| [mi::load_register_imm(1), offset, 0xFFFF_FFFF]).collect();
+            let commands: Vec<u32> = forbidden(engine)
+                .into_iter()
+                .flat_map(|offset| [mi::load_register_imm(1), offset, 0xFFFF_FFFF])
+                .collect();
             if privilege == "ring" {
                 a.attack(&mut c, &commands);
             } else {
@@ -381,7 +392,7 @@ fn noise_stays_inside() {
             }
             5 => {
                 let offset = reg::GGTT_OFFSET as u32 + (random() % (1 << 20)) as u32 * 8;
-                let pte = (random() % (32 << 20)) & !0xFFF | 1;
+                let pte = ((random() % (32 << 20)) & !0xFFF) | 1;
                 if a.m.host.register_page_write(a.attacker.vm, offset, &pte.to_le_bytes()).is_none() {
                     let now = a.m.now();
                     a.m.gvt.mmio_write(&mut a.m.host, a.attacker.id, offset, 8, pte, now);

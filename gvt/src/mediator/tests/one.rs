@@ -124,7 +124,11 @@ fn another_context_preempts_and_the_first_one_resumes() {
     assert!(d.run_until(&mut m, 3_000_000, |d, _| d.idle_but(Engine::Vecs, a.id)));
     d.forget_active(Engine::Vecs);
     d.submit(&mut m, &[&a]);
-    assert!(d.run_until(&mut m, 10_000_000, |d, m| d.stored(m, &a) == 1 && d.idle(Engine::Vecs)), "{:?}", m.gvt.take_report());
+    assert!(
+        d.run_until(&mut m, 10_000_000, |d, m| d.stored(m, &a) == 1 && d.idle(Engine::Vecs)),
+        "{:?}",
+        m.gvt.take_report()
+    );
 }
 
 #[test]

@@ -63,7 +63,9 @@ fn both_run_at_the_same_time_on_every_engine() {
                 d.emit(&mut t.m, c, &[]);
                 d.submit(&mut t.m, &[c]);
             }
-            assert!(t.run_until(20_000_000, |t| (0..2).all(|i| t.d[i].stored(&t.m, &c[i]) == round && t.d[i].idle(engine))));
+            assert!(
+                t.run_until(20_000_000, |t| (0..2).all(|i| t.d[i].stored(&t.m, &c[i]) == round && t.d[i].idle(engine)))
+            );
         }
     }
     assert_eq!(t.m.gvt.take_report(), None);
