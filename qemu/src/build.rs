@@ -35,10 +35,7 @@ pub fn image(features: &[Feature]) -> Result<PathBuf> {
         _ => target_dir.join("soft-gpu"),
     };
     eprintln!("building the hypervisor image ({how}) ...");
-    run(
-        command.arg("--target-dir").arg(&dir),
-        "the hypervisor image",
-    )?;
+    run(command.arg("--target-dir").arg(&dir), "the hypervisor image")?;
     Ok(dir.join(BARE).join("release/prism-hv"))
 }
 
@@ -48,20 +45,10 @@ pub fn guest_program(package: &str) -> Result<PathBuf> {
     eprintln!("building the guest program {package} ...");
     let mut command = cargo();
     command
-        .args([
-            "build",
-            "--release",
-            "--target",
-            GUEST,
-            "--package",
-            package,
-        ])
+        .args(["build", "--release", "--target", GUEST, "--package", package])
         .arg("--target-dir")
         .arg(&dir)
-        .env(
-            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-            "-Ctarget-feature=+crt-static",
-        );
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     run(&mut command, package)?;
     Ok(dir.join(GUEST).join("release").join(package))
 }
@@ -69,9 +56,7 @@ pub fn guest_program(package: &str) -> Result<PathBuf> {
 /// A folder of its own: the outer cargo holds the lock of the usual one while tests run.
 fn target_dir() -> PathBuf {
     let outer = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    outer
-        .unwrap_or_else(|| paths::workspace().join("target"))
-        .join("machine")
+    outer.unwrap_or_else(|| paths::workspace().join("target")).join("machine")
 }
 
 fn cargo() -> Command {
@@ -95,35 +80,25 @@ fn run(command: &mut Command, what: &str) -> Result<()> {
     if !std::io::stderr().is_terminal() {
         command.arg("--quiet");
     }
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::inherit())
-        .status()
-        .context(|| "cannot run cargo".into())?;
+    let status =
+        command.stdin(Stdio::null()).stdout(Stdio::inherit()).status().context(|| "cannot run cargo".into())?;
     if status.success() {
         Ok(())
     } else {
-        Err(Error::new(format!(
-            "cargo could not build {what} (its messages are above)"
-        )))
+        Err(Error::new(format!("cargo could not build {what} (its messages are above)")))
     }
 }
 
 /// Whether the toolchain really has `core` for the bare target: rustc prints a folder in any case.
 fn bare_target_installed() -> bool {
-    let Ok(out) = rustc()
-        .args(["--print", "target-libdir", "--target", BARE])
-        .output()
-    else {
+    let Ok(out) = rustc().args(["--print", "target-libdir", "--target", BARE]).output() else {
         return false;
     };
     let dir = String::from_utf8_lossy(&out.stdout);
     let Ok(files) = std::fs::read_dir(Path::new(dir.trim())) else {
         return false;
     };
-    files
-        .flatten()
-        .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+    files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
 /// A cargo that builds the standard library's crates too, from sources outside the toolchain.
@@ -133,24 +108,15 @@ fn with_own_core() -> Result<(Command, PathBuf)> {
     command
         .env("RUSTC_BOOTSTRAP", "1")
         .env("__CARGO_TESTS_ONLY_SRC_ROOT", library)
-        .args([
-            "-Zbuild-std=core,alloc,compiler_builtins",
-            "-Zbuild-std-features=compiler-builtins-mem",
-        ]);
+        .args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
     Ok((command, target_dir().join("own-core")))
 }
 
 /// The version of the compiler in use.
 pub fn rust_version() -> Result<String> {
-    let out = rustc()
-        .arg("--version")
-        .output()
-        .context(|| "cannot run rustc".into())?;
+    let out = rustc().arg("--version").output().context(|| "cannot run rustc".into())?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    text.split_whitespace()
-        .nth(1)
-        .map(String::from)
-        .ok_or_else(|| Error::new("rustc --version says nothing"))
+    text.split_whitespace().nth(1).map(String::from).ok_or_else(|| Error::new("rustc --version says nothing"))
 }
 
 fn rustc() -> Command {

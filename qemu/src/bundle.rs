@@ -18,19 +18,12 @@ impl Bundle {
     pub fn new(config: &str) -> Self {
         let mut archive = Archive::new();
         archive.file("prism.toml", config.as_bytes());
-        Self {
-            archive,
-            names: BTreeSet::from(["prism.toml".into()]),
-        }
+        Self { archive, names: BTreeSet::from(["prism.toml".into()]) }
     }
 
     /// A bundle of a configuration file and of what it names: in `made` by name, else a file beside it.
-    pub fn of(
-        config: &Path,
-        mut made: impl FnMut(&str) -> Result<Option<Vec<u8>>>,
-    ) -> Result<Self> {
-        let text = String::from_utf8(read(config)?)
-            .context(|| format!("{} is not text", config.display()))?;
+    pub fn of(config: &Path, mut made: impl FnMut(&str) -> Result<Option<Vec<u8>>>) -> Result<Self> {
+        let text = String::from_utf8(read(config)?).context(|| format!("{} is not text", config.display()))?;
         let mut bundle = Self::new(&text);
         let folder = config.parent().unwrap_or(Path::new("."));
         for name in named_files(&text).context(|| config.display().to_string())? {
@@ -39,8 +32,7 @@ impl Bundle {
             }
             let content = match made(&name)? {
                 Some(content) => content,
-                None => read(&folder.join(&name))
-                    .context(|| format!("{} names {name}", config.display()))?,
+                None => read(&folder.join(&name)).context(|| format!("{} names {name}", config.display()))?,
             };
             bundle = bundle.file(&name, &content);
         }
@@ -63,19 +55,10 @@ impl Bundle {
 
 /// The kernels, initrds and firmware that a configuration names.
 pub fn named_files(config: &str) -> Result<Vec<String>> {
-    let table: toml::Table = config
-        .parse()
-        .map_err(|e: toml::de::Error| Error::new(one_line(&e.to_string())))?;
-    let vms = table
-        .get("vm")
-        .and_then(toml::Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
+    let table: toml::Table = config.parse().map_err(|e: toml::de::Error| Error::new(one_line(&e.to_string())))?;
+    let vms = table.get("vm").and_then(toml::Value::as_array).map_or(&[][..], Vec::as_slice);
     let name = |vm: &toml::Value, key: &str| vm.get(key)?.as_str().map(String::from);
-    Ok(vms
-        .iter()
-        .flat_map(|vm| ["kernel", "initrd", "firmware"].map(|key| name(vm, key)))
-        .flatten()
-        .collect())
+    Ok(vms.iter().flat_map(|vm| ["kernel", "initrd", "firmware"].map(|key| name(vm, key))).flatten().collect())
 }
 
 fn one_line(text: &str) -> String {
@@ -91,11 +74,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("prism-bundle-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let config = dir.join("p.toml");
-        std::fs::write(
-            &config,
-            "[[vm]]\nkernel = 'k'\ninitrd = 'i'\n[[vm]]\nkernel = 'k'\n",
-        )
-        .unwrap();
+        std::fs::write(&config, "[[vm]]\nkernel = 'k'\ninitrd = 'i'\n[[vm]]\nkernel = 'k'\n").unwrap();
         std::fs::write(dir.join("i"), "from disk").unwrap();
         let made = |name: &str| Ok((name == "k").then(|| b"made".to_vec()));
         let bytes = Bundle::of(&config, made).unwrap().finish();

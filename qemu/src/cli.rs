@@ -118,16 +118,11 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
             Long("soft-gpu") => soft_gpu = &[Feature::SoftGpu],
             Long("config") => options.config = parser.value().map_err(bad)?.into(),
             Long("cpus") => options.cpus = number(&mut parser, "--cpus", 1..=16)?,
-            Long("memory") => {
-                options.memory_mib = Some(number(&mut parser, "--memory", 256..=1 << 20)?)
-            }
+            Long("memory") => options.memory_mib = Some(number(&mut parser, "--memory", 256..=1 << 20)?),
             Long("limit") => {
-                options.limit =
-                    Duration::from_secs(number(&mut parser, "--limit", 1..=1 << 20)?.into());
+                options.limit = Duration::from_secs(number(&mut parser, "--limit", 1..=1 << 20)?.into());
             }
-            Long("machine") => {
-                options.machine = machine(&parser.value().map_err(bad)?.to_string_lossy())?
-            }
+            Long("machine") => options.machine = machine(&parser.value().map_err(bad)?.to_string_lossy())?,
             Value(word) => words.push(word.to_string_lossy().into_owned()),
             other => return Err(bad(other.unexpected())),
         }
@@ -142,41 +137,22 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
     match words.next().as_deref() {
         None => Ok(Command::Run(options)),
         Some("build") => Ok(Command::Build { soft_gpu }),
-        Some("provision") => Ok(Command::Provision {
-            what: words.collect(),
-        }),
-        Some(other) => Err(Error::new(format!(
-            "no command {other}: see `cargo run -- --help`"
-        ))),
+        Some("provision") => Ok(Command::Provision { what: words.collect() }),
+        Some(other) => Err(Error::new(format!("no command {other}: see `cargo run -- --help`"))),
     }
 }
 
-fn number(
-    parser: &mut lexopt::Parser,
-    name: &str,
-    range: std::ops::RangeInclusive<u32>,
-) -> Result<u32> {
+fn number(parser: &mut lexopt::Parser, name: &str, range: std::ops::RangeInclusive<u32>) -> Result<u32> {
     let text = parser.value().map_err(bad)?;
-    let value = text
-        .to_str()
-        .and_then(|text| text.parse().ok())
-        .filter(|value| range.contains(value));
-    value.ok_or_else(|| {
-        Error::new(format!(
-            "{name} takes a number from {} to {}",
-            range.start(),
-            range.end()
-        ))
-    })
+    let value = text.to_str().and_then(|text| text.parse().ok()).filter(|value| range.contains(value));
+    value.ok_or_else(|| Error::new(format!("{name} takes a number from {} to {}", range.start(), range.end())))
 }
 
 fn machine(name: &str) -> Result<Kind> {
     match name {
         "svm-tcg" => Ok(Kind::SvmTcg),
         "native" => Ok(Kind::Native),
-        _ => Err(Error::new(format!(
-            "no machine {name}: there are svm-tcg and native"
-        ))),
+        _ => Err(Error::new(format!("no machine {name}: there are svm-tcg and native"))),
     }
 }
 
@@ -194,9 +170,7 @@ fn provision(what: &[String]) -> Result<()> {
             name => match KernelKind::from_name(name) {
                 Some(kernel) => drop(kernel.get()?),
                 None => {
-                    return Err(Error::new(format!(
-                        "nothing called {name} to fetch: see `cargo run -- --help`"
-                    )));
+                    return Err(Error::new(format!("nothing called {name} to fetch: see `cargo run -- --help`")));
                 }
             },
         }
@@ -215,35 +189,19 @@ mod tests {
 
     #[test]
     fn options_of_a_run() {
-        let Ok(Command::Run(options)) = parsed("--once --machine native --cpus 2") else {
-            panic!()
-        };
+        let Ok(Command::Run(options)) = parsed("--once --machine native --cpus 2") else { panic!() };
         assert_eq!((options.machine, options.cpus), (Kind::Native, 2));
         assert_eq!(options.limit, Duration::from_secs(900));
-        let Ok(Command::Run(options)) = parsed("") else {
-            panic!()
-        };
+        let Ok(Command::Run(options)) = parsed("") else { panic!() };
         assert_eq!(options.lifetime, Lifetime::Interactive);
     }
 
     #[test]
     fn mistakes_are_one_line_that_says_what_to_do() {
-        for line in [
-            "--bogus",
-            "dance",
-            "--machine vax",
-            "--cpus 0",
-            "--memory much",
-            "--cpus",
-        ] {
+        for line in ["--bogus", "dance", "--machine vax", "--cpus 0", "--memory much", "--cpus"] {
             let error = parsed(line).unwrap_err().to_string();
             assert!(!error.contains('\n') && error.len() < 120, "{error}");
         }
-        assert!(
-            parsed("--cpus 0")
-                .unwrap_err()
-                .to_string()
-                .contains("1 to 16")
-        );
+        assert!(parsed("--cpus 0").unwrap_err().to_string().contains("1 to 16"));
     }
 }

@@ -27,10 +27,7 @@ impl Fact {
     pub fn parse(line: &str) -> Option<Self> {
         let mut words = line.strip_prefix('@')?.split_whitespace();
         let kind = words.next()?.to_string();
-        let fields = words
-            .filter_map(|w| w.split_once('='))
-            .map(|(k, v)| (k.into(), v.into()))
-            .collect();
+        let fields = words.filter_map(|w| w.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
         Some(Self { kind, fields })
     }
 
@@ -50,15 +47,8 @@ impl Console {
                 console.facts.push(fact);
             } else if let Some(text) = own {
                 console.prism.push(text.into());
-            } else if let Some((name, text)) = line
-                .strip_prefix('[')
-                .and_then(|rest| rest.split_once("] "))
-            {
-                console
-                    .guests
-                    .entry(name.into())
-                    .or_default()
-                    .push(text.into());
+            } else if let Some((name, text)) = line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+                console.guests.entry(name.into()).or_default().push(text.into());
             }
         }
         console
@@ -71,37 +61,21 @@ impl Console {
 
     /// The last value of a counter: of a `@stat` or `@gpu` line.
     pub fn count(&self, vm: &str, group: &str, name: &str) -> Option<u64> {
-        let same = |fact: &&Fact| {
-            fact.get("vm") == vm && fact.get("group") == group && fact.get("name") == name
-        };
-        self.facts
-            .iter()
-            .rev()
-            .find(same)?
-            .get("value")
-            .parse()
-            .ok()
+        let same = |fact: &&Fact| fact.get("vm") == vm && fact.get("group") == group && fact.get("name") == name;
+        self.facts.iter().rev().find(same)?.get("value").parse().ok()
     }
 
     /// The sum of the last values of all counters of a group.
     pub fn total(&self, vm: &str, group: &str) -> u64 {
-        let of_group = self
-            .facts
-            .iter()
-            .filter(|fact| fact.get("vm") == vm && fact.get("group") == group);
-        let last: BTreeMap<&str, u64> = of_group
-            .map(|fact| (fact.get("name"), fact.get("value").parse().unwrap_or(0)))
-            .collect();
+        let of_group = self.facts.iter().filter(|fact| fact.get("vm") == vm && fact.get("group") == group);
+        let last: BTreeMap<&str, u64> =
+            of_group.map(|fact| (fact.get("name"), fact.get("value").parse().unwrap_or(0))).collect();
         last.values().sum()
     }
 
     /// The last state that was told of a VM, and its cause.
     pub fn state(&self, vm: &str) -> Option<(&str, &str)> {
-        let told = self
-            .facts
-            .iter()
-            .rev()
-            .find(|fact| fact.kind == "vm" && fact.get("vm") == vm)?;
+        let told = self.facts.iter().rev().find(|fact| fact.kind == "vm" && fact.get("vm") == vm)?;
         Some((told.get("state"), told.get("cause")))
     }
 }

@@ -50,21 +50,7 @@ impl Archive {
         self.entries += 1;
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            size,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_size,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08x}").bytes());
@@ -103,26 +89,14 @@ mod tests {
 
     #[test]
     fn busybox_or_cpio_reads_it() {
-        let Ok(mut child) = Command::new("cpio")
-            .arg("-t")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
+        let Ok(mut child) =
+            Command::new("cpio").arg("-t").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
         else {
             return; // not on this machine; the kernel reads it in every machine test
         };
         let mut archive = Archive::new();
-        archive
-            .folder("bin")
-            .file("bin/x", b"hello")
-            .link("y", "bin/x");
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(&archive.finish())
-            .unwrap();
+        archive.folder("bin").file("bin/x", b"hello").link("y", "bin/x");
+        child.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
         let out = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout), "bin\nbin/x\ny\n");
     }

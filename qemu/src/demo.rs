@@ -33,36 +33,24 @@ pub fn run(options: &Options) -> Result<bool> {
 }
 
 fn prism(options: &Options, nonce: &str) -> Result<Machine> {
-    let bundle = Bundle::of(&options.config, |name| {
-        provided(name, options.lifetime, nonce)
-    })?;
+    let bundle = Bundle::of(&options.config, |name| provided(name, options.lifetime, nonce))?;
     let image = build::image(&[])?;
     let arguments = match options.lifetime {
         Lifetime::Once => "once stats",
         Lifetime::Interactive => "stats",
     };
-    Ok(Machine::svm_tcg("demo", &image)
-        .module(bundle.finish())
-        .arguments(arguments))
+    Ok(Machine::svm_tcg("demo", &image).module(bundle.finish()).arguments(arguments))
 }
 
 fn native(options: &Options, nonce: &str) -> Result<Machine> {
     let text = String::from_utf8_lossy(&read(&options.config)?).into_owned();
     let files = named_files(&text)?;
-    let kind = files
-        .iter()
-        .find_map(|name| kernel_of(name))
-        .ok_or_else(|| {
-            Error::new(format!(
-                "{} names no debian-KERNEL/vmlinuz to boot natively",
-                options.config.display()
-            ))
-        })?;
+    let kind = files.iter().find_map(|name| kernel_of(name)).ok_or_else(|| {
+        Error::new(format!("{} names no debian-KERNEL/vmlinuz to boot natively", options.config.display()))
+    })?;
     let initrd = demo_initrd(kind, options.lifetime, nonce)?;
     let machine = Machine::native("demo", &kind.get()?.image);
-    Ok(machine
-        .module(initrd)
-        .arguments("console=ttyS0 quiet panic=-1"))
+    Ok(machine.module(initrd).arguments("console=ttyS0 quiet panic=-1"))
 }
 
 /// Files that configurations may name without having them.
@@ -88,19 +76,10 @@ fn demo_initrd(kind: KernelKind, lifetime: Lifetime, nonce: &str) -> Result<Vec<
     let test = format!("smoke {nonce}");
     let end = match lifetime {
         Lifetime::Once => "poweroff -f",
-        Lifetime::Interactive => {
-            "echo 'a shell: try `smoke again` or `dmesg`'; setsid cttyhack sh; poweroff -f"
-        }
+        Lifetime::Interactive => "echo 'a shell: try `smoke again` or `dmesg`'; setsid cttyhack sh; poweroff -f",
     };
-    let initrd = Initrd::new()?
-        .modules(&kernel)?
-        .load(&kernel, "")?
-        .program(&smoke)?;
-    Ok(initrd
-        .script("echo \"Linux $(uname -r) is up\"")
-        .script(&test)
-        .script(end)
-        .finish())
+    let initrd = Initrd::new()?.modules(&kernel)?.load(&kernel, "")?.program(&smoke)?;
+    Ok(initrd.script("echo \"Linux $(uname -r) is up\"").script(&test).script(end).finish())
 }
 
 fn conclude(options: &Options, outcome: &Outcome, nonce: &str) -> Result<bool> {
@@ -119,31 +98,19 @@ fn conclude(options: &Options, outcome: &Outcome, nonce: &str) -> Result<bool> {
         Kind::Native => End::PowerOff,
     };
     if outcome.end != wanted {
-        return Err(Error::new(format!(
-            "the machine ended with {:?} instead of {wanted:?}",
-            outcome.end
-        )));
+        return Err(Error::new(format!("the machine ended with {:?} instead of {wanted:?}", outcome.end)));
     }
     let guests = match options.machine {
         Kind::SvmTcg => report::guests(&console).len().max(1),
         Kind::Native => 1,
     };
-    let count = outcome
-        .serial
-        .matches(&format!("VERDICT {nonce} pass"))
-        .count();
+    let count = outcome.serial.matches(&format!("VERDICT {nonce} pass")).count();
     if count != guests {
-        return Err(Error::new(format!(
-            "the GPU test passed in {count} of {guests} guests"
-        )));
+        return Err(Error::new(format!("the GPU test passed in {count} of {guests} guests")));
     }
     println!(
         "the GPU test passed in {}",
-        if guests == 1 {
-            "the guest".into()
-        } else {
-            format!("all {guests} guests")
-        }
+        if guests == 1 { "the guest".into() } else { format!("all {guests} guests") }
     );
     Ok(true)
 }

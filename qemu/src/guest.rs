@@ -31,17 +31,13 @@ impl Initrd {
             archive.folder(folder);
         }
         archive.file("bin/busybox", &read(&provision::busybox()?)?);
-        Ok(Self {
-            archive,
-            script: PROLOGUE.into(),
-        })
+        Ok(Self { archive, script: PROLOGUE.into() })
     }
 
     /// Adds the kernel's modules but loads none: `load` does.
     pub fn modules(mut self, kernel: &Kernel) -> Result<Self> {
         for module in &kernel.modules {
-            self.archive
-                .file(&format!("modules/{}", file_name(module)?), &read(module)?);
+            self.archive.file(&format!("modules/{}", file_name(module)?), &read(module)?);
         }
         Ok(self)
     }
@@ -51,16 +47,14 @@ impl Initrd {
         for module in &kernel.modules {
             let name = file_name(module)?;
             let parameters = if name == "i915.ko" { parameters } else { "" };
-            self.script
-                .push_str(&format!("insmod /modules/{name} {parameters}\n"));
+            self.script.push_str(&format!("insmod /modules/{name} {parameters}\n"));
         }
         Ok(self)
     }
 
     /// Adds a file under its own name in `/bin`.
     pub fn program(mut self, program: &Path) -> Result<Self> {
-        self.archive
-            .file(&format!("bin/{}", file_name(program)?), &read(program)?);
+        self.archive.file(&format!("bin/{}", file_name(program)?), &read(program)?);
         Ok(self)
     }
 

@@ -20,8 +20,7 @@ impl Lock {
         let file = File::create(&path).context(|| format!("cannot create {}", path.display()))?;
         if file.try_lock().is_err() {
             eprintln!("waiting for another Prism process ({name}) ...");
-            file.lock()
-                .context(|| format!("cannot lock {}", path.display()))?;
+            file.lock().context(|| format!("cannot lock {}", path.display()))?;
         }
         Ok(Self { _file: file })
     }
@@ -30,14 +29,18 @@ impl Lock {
     pub fn take_any(name: &str, count: usize) -> Result<(Self, usize)> {
         let dir = paths::prism().join("locks");
         make_dir(&dir)?;
+        let mut told = false;
         loop {
             for slot in 0..count {
                 let path = dir.join(format!("{name}.{slot}"));
-                let file =
-                    File::create(&path).context(|| format!("cannot create {}", path.display()))?;
+                let file = File::create(&path).context(|| format!("cannot create {}", path.display()))?;
                 if file.try_lock().is_ok() {
                     return Ok((Self { _file: file }, slot));
                 }
+            }
+            if !told {
+                eprintln!("waiting for other machines to end ...");
+                told = true;
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }

@@ -21,13 +21,7 @@ impl Progress {
             let size = bytes.map_or_else(String::new, |b| format!(" ({})", megabytes(b)));
             eprintln!("{what}{size} ...");
         }
-        Self {
-            what: what.into(),
-            bytes,
-            started: Instant::now(),
-            drawn: None,
-            terminal,
-        }
+        Self { what: what.into(), bytes, started: Instant::now(), drawn: None, terminal }
     }
 
     /// Shows that `permille` of the job is done.
@@ -38,9 +32,7 @@ impl Progress {
         }
         self.drawn = Some(Instant::now());
         let part = |all: u64| megabytes(all.saturating_mul(permille) / 1000);
-        let size = self.bytes.map_or_else(String::new, |all| {
-            format!("{} of {}, ", part(all), megabytes(all))
-        });
+        let size = self.bytes.map_or_else(String::new, |all| format!("{} of {}, ", part(all), megabytes(all)));
         eprint!("\r\x1b[K{}: {size}{} %", self.what, permille / 10);
         let _ = std::io::stderr().flush();
     }
@@ -48,9 +40,7 @@ impl Progress {
     /// Ends the line.
     pub fn finish(self) {
         let start = if self.terminal { "\r\x1b[K" } else { "" };
-        let size = self
-            .bytes
-            .map_or_else(String::new, |b| format!("{} in ", megabytes(b)));
+        let size = self.bytes.map_or_else(String::new, |b| format!("{} in ", megabytes(b)));
         let seconds = self.started.elapsed().as_secs_f32();
         eprintln!("{start}{}: done, {size}{seconds:.1} s", self.what);
     }

@@ -7,12 +7,7 @@ use crate::console::Console;
 /// The guests' names in the order in which Prism told of them.
 pub fn guests(console: &Console) -> Vec<&str> {
     let mut names = Vec::new();
-    for name in console
-        .facts
-        .iter()
-        .filter(|fact| fact.kind == "vm")
-        .map(|fact| fact.get("vm"))
-    {
+    for name in console.facts.iter().filter(|fact| fact.kind == "vm").map(|fact| fact.get("vm")) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -31,10 +26,7 @@ pub fn print(console: &Console) {
 }
 
 /// Groups of `@gpu` lines that are shown engine by engine, and what they are called.
-const PER_ENGINE: [(&str, &str); 2] = [
-    ("submissions", "submissions"),
-    ("engine_us", "engine time, us"),
-];
+const PER_ENGINE: [(&str, &str); 2] = [("submissions", "submissions"), ("engine_us", "engine time, us")];
 /// Groups that are shown as one sum.
 const SUMS: [(&str, &str); 5] = [
     ("switches", "switches to it"),
@@ -50,11 +42,7 @@ fn table(console: &Console, guests: &[&str]) -> String {
     let mut rows = vec![row("", guests.iter().map(|g| (*g).to_string()))];
     let state = |guest: &&str| {
         let (state, cause) = console.state(guest).unwrap_or(("unknown", ""));
-        if cause.is_empty() {
-            state.to_string()
-        } else {
-            format!("{state} ({cause})")
-        }
+        if cause.is_empty() { state.to_string() } else { format!("{state} ({cause})") }
     };
     rows.push(row("state", guests.iter().map(state)));
     for (group, title) in PER_ENGINE {
@@ -65,20 +53,10 @@ fn table(console: &Console, guests: &[&str]) -> String {
     }
     for (group, title) in SUMS {
         if !names(console, group).is_empty() {
-            rows.push(row(
-                title,
-                guests
-                    .iter()
-                    .map(|guest| console.total(guest, group).to_string()),
-            ));
+            rows.push(row(title, guests.iter().map(|guest| console.total(guest, group).to_string())));
         }
     }
-    rows.push(row(
-        "exits",
-        guests
-            .iter()
-            .map(|guest| console.total(guest, "exit").to_string()),
-    ));
+    rows.push(row("exits", guests.iter().map(|guest| console.total(guest, "exit").to_string())));
     for reason in top(console, "exit") {
         let cell = |guest: &&str| count(console.count(guest, "exit", &reason));
         rows.push(row(&format!("  {reason}"), guests.iter().map(cell)));
@@ -97,21 +75,15 @@ fn count(value: Option<u64>) -> String {
 
 /// The names counted in a group, each once, in order.
 fn names(console: &Console, group: &str) -> Vec<String> {
-    let all: BTreeMap<&str, ()> = console
-        .facts
-        .iter()
-        .filter(|fact| fact.get("group") == group)
-        .map(|fact| (fact.get("name"), ()))
-        .collect();
+    let all: BTreeMap<&str, ()> =
+        console.facts.iter().filter(|fact| fact.get("group") == group).map(|fact| (fact.get("name"), ())).collect();
     all.keys().map(|name| (*name).to_string()).collect()
 }
 
 /// The names with the highest counts over all guests.
 fn top(console: &Console, group: &str) -> Vec<String> {
     let highest = |name: &String| {
-        let values = guests(console)
-            .into_iter()
-            .filter_map(|guest| console.count(guest, group, name));
+        let values = guests(console).into_iter().filter_map(|guest| console.count(guest, group, name));
         std::cmp::Reverse(values.sum::<u64>())
     };
     let mut all = names(console, group);

@@ -18,30 +18,12 @@ pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
     let mut command = tied(&qemu.program);
     command.current_dir(dir);
     let memory = machine.memory_mib;
-    command.args([
-        "-machine",
-        "q35,accel=tcg,memory-backend=ram",
-        "-cpu",
-        cpu(machine.kind),
-    ]);
-    command.args([
-        "-smp",
-        &machine.cpus.to_string(),
-        "-m",
-        &format!("{memory}M"),
-    ]);
+    command.args(["-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", cpu(machine.kind)]);
+    command.args(["-smp", &machine.cpus.to_string(), "-m", &format!("{memory}M")]);
     // Shared, or the GPU process could not reach it.
-    command.args([
-        "-object",
-        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
-    ]);
+    command.args(["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share=on")]);
     command.args(["-nodefaults", "-display", "none", "-device", EXIT_DEVICE]);
-    command.args([
-        "-chardev",
-        "stdio,id=com,signal=off",
-        "-serial",
-        "chardev:com",
-    ]);
+    command.args(["-chardev", "stdio,id=com,signal=off", "-serial", "chardev:com"]);
     if machine.on_reset == OnReset::End {
         command.arg("-no-reboot");
     }
@@ -62,12 +44,7 @@ fn boot(machine: &Machine) -> Vec<String> {
         return arguments;
     }
     let kernel = machine.kernel.display().to_string();
-    arguments.extend([
-        "-kernel".into(),
-        kernel,
-        "-append".into(),
-        machine.arguments.clone(),
-    ]);
+    arguments.extend(["-kernel".into(), kernel, "-append".into(), machine.arguments.clone()]);
     if machine.module.is_some() {
         arguments.extend(["-initrd".into(), MODULE.into()]);
     }

@@ -90,26 +90,13 @@ impl Running {
         };
         let mut emulator = command::qemu(&machine, &qemu, &dir);
         write(&dir.join("command"), format!("{emulator:?}\n"))?;
-        emulator
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log(&dir, "emulator.log")?);
+        emulator.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log(&dir, "emulator.log")?);
         let serial = Arc::new(Serial::default());
         let sink = serial.clone();
         let file = log(&dir, "serial.log")?;
         let show = machine.show;
-        let mut emulator = spawn(emulator, core, move |child| {
-            collect(child, &sink, file, show)
-        })?;
-        Ok(Self {
-            input: emulator.stdin.take(),
-            emulator,
-            gpu,
-            serial,
-            dir,
-            started: Instant::now(),
-            _slots: slots,
-        })
+        let mut emulator = spawn(emulator, core, move |child| collect(child, &sink, file, show))?;
+        Ok(Self { input: emulator.stdin.take(), emulator, gpu, serial, dir, started: Instant::now(), _slots: slots })
     }
 
     /// The folder of its logs.
@@ -122,10 +109,7 @@ impl Running {
         let Some(input) = &mut self.input else {
             return Err(Error::new("the serial line is taken"));
         };
-        input
-            .write_all(bytes)
-            .and_then(|()| input.flush())
-            .context(|| "cannot write to the serial line".into())
+        input.write_all(bytes).and_then(|()| input.flush()).context(|| "cannot write to the serial line".into())
     }
 
     /// The serial line's sending end, for somebody else to write to.
@@ -147,23 +131,11 @@ impl Running {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if state.closed || left.is_zero() {
-                let why = if state.closed {
-                    "the machine ended"
-                } else {
-                    "time was up"
-                };
+                let why = if state.closed { "the machine ended" } else { "time was up" };
                 let log = self.dir.join("serial.log");
-                return Err(Error::new(format!(
-                    "{why} before \"{text}\" came; see {}",
-                    log.display()
-                )));
+                return Err(Error::new(format!("{why} before \"{text}\" came; see {}", log.display())));
             }
-            state = self
-                .serial
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.serial.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -179,31 +151,15 @@ impl Running {
         let mut state = self.serial.lock();
         while !state.closed && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
-            state = self
-                .serial
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.serial.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        let status = if self.serial.lock().closed {
-            self.emulator.wait().map(Some)
-        } else {
-            self.emulator.try_wait()
-        };
-        let end = status
-            .context(|| "cannot wait for the emulator".into())?
-            .map_or(End::TimedOut, decode);
+        let status = if self.serial.lock().closed { self.emulator.wait().map(Some) } else { self.emulator.try_wait() };
+        let end = status.context(|| "cannot wait for the emulator".into())?.map_or(End::TimedOut, decode);
         self.kill();
         self.drain();
         let serial = String::from_utf8_lossy(&self.serial.lock().bytes).into_owned();
-        Ok(Outcome {
-            end,
-            serial,
-            dir: self.dir.clone(),
-            time: self.started.elapsed(),
-        })
+        Ok(Outcome { end, serial, dir: self.dir.clone(), time: self.started.elapsed() })
     }
 
     /// Waits until all that the dead emulator wrote has been read.
@@ -212,12 +168,7 @@ impl Running {
         let mut state = self.serial.lock();
         while !state.closed && Instant::now() < deadline {
             let pause = Duration::from_millis(100);
-            state = self
-                .serial
-                .changed
-                .wait_timeout(state, pause)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.serial.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -251,9 +202,7 @@ impl Outcome {
     /// The last lines of the serial line, for a message about a failure.
     pub fn tail(&self, lines: usize) -> String {
         let all: Vec<&str> = self.serial.lines().collect();
-        all.get(all.len().saturating_sub(lines)..)
-            .unwrap_or_default()
-            .join("\n")
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
     }
 }
 
@@ -264,9 +213,7 @@ fn take_slots(cpus: u32) -> Result<(Vec<Lock>, Option<usize>)> {
         let (lock, slot) = Lock::take_any("machine", cores.len())?;
         return Ok((vec![lock], cores.get(slot).copied()));
     }
-    let locks = (0..cores.len())
-        .map(|slot| Lock::take(&format!("machine.{slot}")))
-        .collect::<Result<_>>()?;
+    let locks = (0..cores.len()).map(|slot| Lock::take(&format!("machine.{slot}"))).collect::<Result<_>>()?;
     Ok((locks, None))
 }
 
@@ -274,29 +221,20 @@ fn allowed_cores() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else {
         return vec![0];
     };
-    (0..CpuSet::MAX_CPU)
-        .filter(|&cpu| set.is_set(cpu))
-        .collect()
+    (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
 }
 
 /// Starts the GPU process and waits until it listens: the emulator does not try twice.
 fn start_gpu(dir: &Path, options: &[String], core: Option<usize>) -> Result<Child> {
     let mut gpu = command::tied(&helper_program()?);
-    gpu.current_dir(dir)
-        .args(["gpu-model", "--socket", command::SOCKET])
-        .args(options);
-    gpu.stdin(Stdio::null())
-        .stdout(log(dir, "gpu.out")?)
-        .stderr(log(dir, "gpu.log")?);
+    gpu.current_dir(dir).args(["gpu-model", "--socket", command::SOCKET]).args(options);
+    gpu.stdin(Stdio::null()).stdout(log(dir, "gpu.out")?).stderr(log(dir, "gpu.log")?);
     let mut child = spawn(gpu, core, |_| {})?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while !dir.join(command::SOCKET).exists() {
         if !matches!(child.try_wait(), Ok(None)) || Instant::now() > deadline {
             let _ = child.kill();
-            return Err(Error::new(format!(
-                "the GPU process did not start; see {}",
-                dir.join("gpu.log").display()
-            )));
+            return Err(Error::new(format!("the GPU process did not start; see {}", dir.join("gpu.log").display())));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -310,28 +248,15 @@ fn helper_program() -> Result<PathBuf> {
         return Ok(own);
     }
     let name = "prism-gpu";
-    let folders = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join(name));
+    let folders = own.ancestors().skip(1).take(2).map(|folder| folder.join(name));
     folders
         .into_iter()
         .find(|path| path.exists())
-        .ok_or_else(|| {
-            Error::new(format!(
-                "{name} is not beside {}: run `cargo build -p tests`",
-                own.display()
-            ))
-        })
+        .ok_or_else(|| Error::new(format!("{name} is not beside {}: run `cargo build -p tests`", own.display())))
 }
 
 /// Starts a process from a thread of its own, pinned to `core`, which lives until `then` and the process end.
-fn spawn(
-    mut command: Command,
-    core: Option<usize>,
-    then: impl FnOnce(&mut Pipes) + Send + 'static,
-) -> Result<Child> {
+fn spawn(mut command: Command, core: Option<usize>, then: impl FnOnce(&mut Pipes) + Send + 'static) -> Result<Child> {
     let program = format!("{:?}", command.get_program());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -356,9 +281,7 @@ fn spawn(
             std::thread::sleep(Duration::from_millis(50));
         }
     });
-    let child = receiver
-        .recv()
-        .context(|| format!("cannot start {program}"))?;
+    let child = receiver.recv().context(|| format!("cannot start {program}"))?;
     child.context(|| format!("cannot start {program}"))
 }
 
@@ -400,8 +323,7 @@ fn log(dir: &Path, name: &str) -> Result<File> {
 }
 
 fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
-    text.windows(pattern.len())
-        .position(|window| window == pattern)
+    text.windows(pattern.len()).position(|window| window == pattern)
 }
 
 #[cfg(test)]

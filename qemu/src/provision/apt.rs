@@ -45,10 +45,7 @@ impl Suites {
             make_dir(&suites.dir.join(sub))?;
         }
         write(&suites.dir.join("status"), "")?;
-        write(
-            &suites.dir.join("sources.list"),
-            suites.source_list(archive),
-        )?;
+        write(&suites.dir.join("sources.list"), suites.source_list(archive))?;
         write(&suites.dir.join("apt.conf"), suites.config())?;
         if !suites.dir.join("fresh").exists() {
             suites.update()?;
@@ -69,40 +66,27 @@ impl Suites {
     /// The first dependency of `package` whose name begins with `prefix`.
     pub fn dependency(&self, package: &str, prefix: &str) -> Result<Option<String>> {
         let out = self.cache(&["depends", package])?;
-        let mut names = out
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "));
-        Ok(names
-            .find(|name| name.starts_with(prefix))
-            .map(String::from))
+        let mut names = out.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(names.find(|name| name.starts_with(prefix)).map(String::from))
     }
 
     /// Fetches one package, nothing that it depends on; gives the file's path.
     pub fn fetch(&self, package: &str, version: &str) -> Result<PathBuf> {
         let spec = format!("{package}={version}");
         let mut files = self.get(&["download", &spec], &spec)?;
-        files
-            .pop()
-            .ok_or_else(|| Error::new(format!("apt names no file for {spec}")))
+        files.pop().ok_or_else(|| Error::new(format!("apt names no file for {spec}")))
     }
 
     /// Fetches a package and all that it depends on; gives the files' paths.
     pub fn fetch_closure(&self, package: &str, version: &str) -> Result<Vec<PathBuf>> {
         let spec = format!("{package}={version}");
         let target = self.names.last().map_or("", String::as_str);
-        self.get(
-            &["-t", target, "--download-only", "-y", "install", &spec],
-            &spec,
-        )
+        self.get(&["-t", target, "--download-only", "-y", "install", &spec], &spec)
     }
 
     fn source_list(&self, archive: &Archive) -> String {
-        let key = archive
-            .signed_by
-            .as_ref()
-            .map_or(String::new(), |k| format!(" signed-by={k}"));
-        let line =
-            |suite: &String| format!("deb [target=Packages{key}] {} {suite} main\n", archive.uri);
+        let key = archive.signed_by.as_ref().map_or(String::new(), |k| format!(" signed-by={k}"));
+        let line = |suite: &String| format!("deb [target=Packages{key}] {} {suite} main\n", archive.uri);
         self.names.iter().map(line).collect()
     }
 
@@ -145,10 +129,7 @@ impl Suites {
     fn get_once(&self, arguments: &[&str], spec: &str) -> Result<Vec<PathBuf>> {
         // Against an empty cache, since apt leaves out what it has.
         let nothing = format!("Dir::Cache::archives={}/none/", self.dir.display());
-        let listing = self.run(
-            "apt-get",
-            &[&["-o", &nothing, "--print-uris"], arguments].concat(),
-        )?;
+        let listing = self.run("apt-get", &[&["-o", &nothing, "--print-uris"], arguments].concat())?;
         let wanted = parse_uris(&listing);
         let missing: Vec<_> = wanted.iter().filter(|w| !self.has(w)).collect();
         if !missing.is_empty() {
@@ -188,14 +169,7 @@ impl Suites {
             stderr.map(|mut pipe| pipe.read_to_string(&mut text));
             text
         });
-        for line in child
-            .stdout
-            .take()
-            .map(BufReader::new)
-            .into_iter()
-            .flat_map(BufRead::lines)
-            .map_while(|l| l.ok())
-        {
+        for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(|l| l.ok()) {
             if let Some(permille) = parse_status(&line) {
                 progress.update(permille);
             }
@@ -207,11 +181,7 @@ impl Suites {
             return Ok(());
         }
         progress.abandon();
-        Err(Error::new(format!(
-            "apt-get {}: {}",
-            arguments.last().unwrap_or(&""),
-            first_error(&messages)
-        )))
+        Err(Error::new(format!("apt-get {}: {}", arguments.last().unwrap_or(&""), first_error(&messages))))
     }
 
     fn cache(&self, arguments: &[&str]) -> Result<String> {
@@ -229,20 +199,12 @@ impl Suites {
             return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
         }
         let messages = String::from_utf8_lossy(&out.stderr);
-        Err(Error::new(format!(
-            "{program} {}: {}",
-            arguments.join(" "),
-            first_error(&messages)
-        )))
+        Err(Error::new(format!("{program} {}: {}", arguments.join(" "), first_error(&messages))))
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command
-            .arg("-c")
-            .arg(self.dir.join("apt.conf"))
-            .env("LC_ALL", "C")
-            .env("DEBIAN_FRONTEND", "noninteractive");
+        command.arg("-c").arg(self.dir.join("apt.conf")).env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 }
@@ -257,11 +219,7 @@ pub fn upstream(version: &str) -> &str {
 pub fn numbers(version: &str) -> Vec<u32> {
     version
         .split('.')
-        .map(|part| {
-            part.split(|c: char| !c.is_ascii_digit())
-                .next()
-                .unwrap_or("")
-        })
+        .map(|part| part.split(|c: char| !c.is_ascii_digit()).next().unwrap_or(""))
         .map_while(|digits| digits.parse().ok())
         .collect()
 }
@@ -270,35 +228,21 @@ pub fn numbers(version: &str) -> Vec<u32> {
 fn parse_uris(listing: &str) -> Vec<Wanted> {
     let parse = |line: &str| {
         let mut words = line.strip_prefix('\'')?.split_whitespace().skip(1);
-        Some(Wanted {
-            file: words.next()?.to_string(),
-            size: words.next()?.parse().ok()?,
-        })
+        Some(Wanted { file: words.next()?.to_string(), size: words.next()?.parse().ok()? })
     };
     listing.lines().filter_map(parse).collect()
 }
 
 /// `dlstatus:item:percent:text` as per mille.
 fn parse_status(line: &str) -> Option<u64> {
-    let percent: f32 = line
-        .strip_prefix("dlstatus:")?
-        .split(':')
-        .nth(1)?
-        .parse()
-        .ok()?;
+    let percent: f32 = line.strip_prefix("dlstatus:")?.split(':').nth(1)?.parse().ok()?;
     Some((percent * 10.0) as u64)
 }
 
 fn first_error(messages: &str) -> String {
     let lines = || messages.lines().filter(|l| !l.trim().is_empty());
-    let chosen = lines()
-        .find(|l| l.starts_with("E:"))
-        .or_else(|| lines().next_back());
-    chosen
-        .unwrap_or("failed without a message")
-        .trim_start_matches("E:")
-        .trim()
-        .to_string()
+    let chosen = lines().find(|l| l.starts_with("E:")).or_else(|| lines().next_back());
+    chosen.unwrap_or("failed without a message").trim_start_matches("E:").trim().to_string()
 }
 
 #[cfg(test)]
@@ -316,21 +260,9 @@ mod tests {
     #[test]
     fn apt_listings() {
         let listing = "Reading package lists...\n'http://m/x_1%3a2_amd64.deb' x_1%3a2_amd64.deb 42 SHA256:00\n";
-        assert_eq!(
-            parse_uris(listing),
-            [Wanted {
-                file: "x_1%3a2_amd64.deb".into(),
-                size: 42
-            }]
-        );
-        assert_eq!(
-            parse_status("dlstatus:3:12.5000:Retrieving file 3 of 9"),
-            Some(125)
-        );
+        assert_eq!(parse_uris(listing), [Wanted { file: "x_1%3a2_amd64.deb".into(), size: 42 }]);
+        assert_eq!(parse_status("dlstatus:3:12.5000:Retrieving file 3 of 9"), Some(125));
         assert_eq!(parse_status("pmstatus:x"), None);
-        assert_eq!(
-            first_error("W: hm\nE: Unable to fetch\n"),
-            "Unable to fetch"
-        );
+        assert_eq!(first_error("W: hm\nE: Unable to fetch\n"), "Unable to fetch");
     }
 }

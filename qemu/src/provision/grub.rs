@@ -14,15 +14,7 @@ pub struct Grub {
 }
 
 /// What it needs to read a second disk that is a cpio archive and to start an ELF file.
-const MODULES: [&str; 7] = [
-    "biosdisk",
-    "newc",
-    "multiboot",
-    "multiboot2",
-    "normal",
-    "serial",
-    "terminal",
-];
+const MODULES: [&str; 7] = ["biosdisk", "newc", "multiboot", "multiboot2", "normal", "serial", "terminal"];
 const FOLDER: &str = "usr/lib/grub/i386-pc";
 
 impl Grub {
@@ -32,8 +24,7 @@ impl Grub {
         item.get("GRUB", |store| {
             let suites = store.suites(&[kernel::oldest_suite(&store.archive)])?;
             let version = suites.version("grub-pc-bin", |_| true)?;
-            let version =
-                version.ok_or_else(|| Error::new("no package grub-pc-bin in this distribution"))?;
+            let version = version.ok_or_else(|| Error::new("no package grub-pc-bin in this distribution"))?;
             unpack::fresh(&item.dir, &suites.fetch_closure("grub-pc-bin", &version)?)?;
             Ok(version)
         })?;
@@ -66,10 +57,7 @@ impl Grub {
             .context(|| "cannot run grub-mkimage".into())?;
         if !out.status.success() {
             let why = String::from_utf8_lossy(&out.stderr).into_owned();
-            return Err(Error::new(format!(
-                "grub-mkimage: {}",
-                why.lines().next().unwrap_or("failed")
-            )));
+            return Err(Error::new(format!("grub-mkimage: {}", why.lines().next().unwrap_or("failed"))));
         }
         let mut disk = read(&self.root.join(FOLDER).join("boot.img"))?;
         disk.extend(read(&core)?);

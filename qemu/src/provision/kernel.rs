@@ -66,21 +66,13 @@ impl KernelKind {
 
     /// Finds or fetches the kernel.
     pub fn get(self) -> Result<Kernel> {
-        let item = Item::new(
-            &format!("kernels/{}", self.name()),
-            &format!("1 {}", MODULES.join(" ")),
-        );
-        let release = item.get(&format!("kernel {}", self.name()), |store| {
-            self.fetch(store, &item.dir)
-        })?;
+        let item = Item::new(&format!("kernels/{}", self.name()), &format!("1 {}", MODULES.join(" ")));
+        let release = item.get(&format!("kernel {}", self.name()), |store| self.fetch(store, &item.dir))?;
         let list = fs::read_to_string(item.dir.join("modules.order"))
             .context(|| format!("cannot read {}/modules.order", item.dir.display()))?;
         Ok(Kernel {
             image: item.dir.join("vmlinuz"),
-            modules: list
-                .lines()
-                .map(|name| item.dir.join("modules").join(name))
-                .collect(),
+            modules: list.lines().map(|name| item.dir.join("modules").join(name)).collect(),
             release,
         })
     }
@@ -96,9 +88,7 @@ impl KernelKind {
         let (suite, meta) = self.package();
         let suites = store.suites(&[suite])?;
         let absent = |what: &str| Error::new(format!("suite {suite} names {what} but lacks it"));
-        let image = suites
-            .dependency(meta, "linux-image-")?
-            .ok_or_else(|| absent(meta))?;
+        let image = suites.dependency(meta, "linux-image-")?.ok_or_else(|| absent(meta))?;
         let release = image.trim_start_matches("linux-image-").to_string();
         // Since 7.x the image package is a shell around these two.
         let mut packages = vec![image];
@@ -108,9 +98,7 @@ impl KernelKind {
         }
         let mut debs = Vec::new();
         for package in &packages {
-            let version = suites
-                .version(package, |_| true)?
-                .ok_or_else(|| absent(package))?;
+            let version = suites.version(package, |_| true)?.ok_or_else(|| absent(package))?;
             debs.push(suites.fetch(package, &version)?);
         }
         let scratch = paths::prism().join("apt/unpacked");
@@ -125,21 +113,15 @@ impl KernelKind {
 fn take_kernel(from: &Path, dir: &Path, release: &str) -> Result<()> {
     remove_dir(dir)?;
     make_dir(&dir.join("modules"))?;
-    let modules = [
-        format!("usr/lib/modules/{release}"),
-        format!("lib/modules/{release}"),
-    ]
-    .map(|folder| from.join(folder))
-    .into_iter()
-    .find(|folder| folder.is_dir())
-    .ok_or_else(|| Error::new(format!("no modules in the package of {release}")))?;
-    let image = [
-        from.join(format!("boot/vmlinuz-{release}")),
-        modules.join("vmlinuz"),
-    ]
-    .into_iter()
-    .find(|file| file.is_file())
-    .ok_or_else(|| Error::new(format!("no vmlinuz in the package of {release}")))?;
+    let modules = [format!("usr/lib/modules/{release}"), format!("lib/modules/{release}")]
+        .map(|folder| from.join(folder))
+        .into_iter()
+        .find(|folder| folder.is_dir())
+        .ok_or_else(|| Error::new(format!("no modules in the package of {release}")))?;
+    let image = [from.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")]
+        .into_iter()
+        .find(|file| file.is_file())
+        .ok_or_else(|| Error::new(format!("no vmlinuz in the package of {release}")))?;
     fs::copy(&image, dir.join("vmlinuz")).context(|| format!("cannot copy {}", image.display()))?;
     let index = Index::scan(&modules)?;
     let mut loaded = Vec::new();

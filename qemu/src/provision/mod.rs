@@ -36,10 +36,7 @@ impl Store {
     fn open() -> Result<Self> {
         make_dir(&paths::prism())?;
         let lock = Lock::take("provision")?;
-        Ok(Self {
-            archive: Archive::of_host()?,
-            _lock: lock,
-        })
+        Ok(Self { archive: Archive::of_host()?, _lock: lock })
     }
 
     fn suites(&self, names: &[&str]) -> Result<Suites> {
@@ -49,10 +46,7 @@ impl Store {
     /// Sets of suites of this distribution in which a newer package may be, oldest first.
     fn newer_suites(&self) -> Vec<Vec<String>> {
         let host = self.archive.codename.clone();
-        let mut sets = vec![
-            vec![host.clone()],
-            vec![host.clone(), format!("{host}-backports")],
-        ];
+        let mut sets = vec![vec![host.clone()], vec![host.clone(), format!("{host}-backports")]];
         let later: &[&[&str]] = match self.archive.id.as_str() {
             "debian" => &[&["trixie", "trixie-backports"], &["forky"], &["sid"]],
             "ubuntu" => &[&["devel"]],
@@ -68,11 +62,7 @@ impl Store {
     }
 
     /// The first of the newer suites with a version of `package` that `accept`s, and that version.
-    fn find(
-        &self,
-        package: &str,
-        accept: impl Fn(&str) -> bool + Copy,
-    ) -> Result<Option<(Suites, String)>> {
+    fn find(&self, package: &str, accept: impl Fn(&str) -> bool + Copy) -> Result<Option<(Suites, String)>> {
         for set in self.newer_suites() {
             let names: Vec<&str> = set.iter().map(String::as_str).collect();
             // A suite may be gone from the mirror (old backports are): the next one is tried.
@@ -96,10 +86,7 @@ struct Item {
 impl Item {
     /// `recipe` says how it is made: when that changes, it is made anew.
     fn new(name: &str, recipe: &str) -> Self {
-        Self {
-            dir: paths::prism().join(name),
-            recipe: recipe.into(),
-        }
+        Self { dir: paths::prism().join(name), recipe: recipe.into() }
     }
 
     fn stamp(&self) -> PathBuf {

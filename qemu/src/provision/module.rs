@@ -17,10 +17,7 @@ impl Index {
         let mut index = Self::default();
         let mut pending = vec![dir.to_path_buf()];
         while let Some(dir) = pending.pop() {
-            for entry in std::fs::read_dir(&dir)
-                .context(|| format!("cannot list {}", dir.display()))?
-                .flatten()
-            {
+            for entry in std::fs::read_dir(&dir).context(|| format!("cannot list {}", dir.display()))?.flatten() {
                 let path = entry.path();
                 match entry.file_type() {
                     Ok(kind) if kind.is_dir() => pending.push(path),
@@ -54,9 +51,7 @@ impl Index {
         let content = decompress(path)?;
         for dependency in depends(&content) {
             if self.closure(&dependency, loaded)?.is_none() {
-                return Err(Error::new(format!(
-                    "module {wanted} needs {dependency}, which its package lacks"
-                )));
+                return Err(Error::new(format!("module {wanted} needs {dependency}, which its package lacks")));
             }
         }
         loaded.push((wanted.to_string(), content));
@@ -75,24 +70,16 @@ fn decompress(path: &Path) -> Result<Vec<u8>> {
             Ok(plain)
         }
         Some("ko") => Ok(raw),
-        _ => Err(Error::new(format!(
-            "{}: unknown compression of a kernel module",
-            path.display()
-        ))),
+        _ => Err(Error::new(format!("{}: unknown compression of a kernel module", path.display()))),
     }
 }
 
 /// The `depends=` entry of the module's information section: strings that end with NUL.
 fn depends(module: &[u8]) -> Vec<String> {
     let key = b"depends=";
-    let found = module
-        .split(|&byte| byte == 0)
-        .find_map(|text| text.strip_prefix(key));
+    let found = module.split(|&byte| byte == 0).find_map(|text| text.strip_prefix(key));
     let list = String::from_utf8_lossy(found.unwrap_or_default()).replace('-', "_");
-    list.split(',')
-        .filter(|name| !name.is_empty())
-        .map(String::from)
-        .collect()
+    list.split(',').filter(|name| !name.is_empty()).map(String::from).collect()
 }
 
 #[cfg(test)]
@@ -103,21 +90,14 @@ mod tests {
     fn closure_puts_dependencies_first() {
         let dir = std::env::temp_dir().join(format!("prism-modules-{}", std::process::id()));
         std::fs::create_dir_all(dir.join("deep")).unwrap();
-        std::fs::write(
-            dir.join("deep/a-one.ko"),
-            b"\x7fELF\0license=X\0depends=b_two,c\0name=a\0",
-        )
-        .unwrap();
+        std::fs::write(dir.join("deep/a-one.ko"), b"\x7fELF\0license=X\0depends=b_two,c\0name=a\0").unwrap();
         std::fs::write(dir.join("b-two.ko"), b"\0depends=c\0").unwrap();
         std::fs::write(dir.join("c.ko"), b"\0depends=\0").unwrap();
         let index = Index::scan(&dir).unwrap();
         let mut loaded = Vec::new();
         assert!(index.closure("a_one", &mut loaded).unwrap().is_some());
         assert!(index.closure("missing", &mut loaded).unwrap().is_none());
-        assert_eq!(
-            loaded.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
-            ["c", "b_two", "a_one"]
-        );
+        assert_eq!(loaded.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["c", "b_two", "a_one"]);
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -62,38 +62,24 @@ fn fetch(store: &Store, dir: &Path, program: &Path) -> Result<String> {
 /// A QEMU on PATH, new enough and with the device that the software GPU needs.
 fn installed() -> Option<Qemu> {
     let path = std::env::var_os("PATH")?;
-    let program = std::env::split_paths(&path)
-        .map(|dir| dir.join("qemu-system-x86_64"))
-        .find(|p| p.is_file())?;
+    let program = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())?;
     let version = version_of(&program)?;
     if numbers(&version) < INSTALLED_AT_LEAST.to_vec() {
         return None;
     }
-    let devices = Command::new(&program)
-        .args(["-M", "none", "-device", "help"])
-        .output()
-        .ok()?;
-    String::from_utf8_lossy(&devices.stdout)
-        .contains("\"vfio-user-pci\"")
-        .then_some(Qemu { program, version })
+    let devices = Command::new(&program).args(["-M", "none", "-device", "help"]).output().ok()?;
+    String::from_utf8_lossy(&devices.stdout).contains("\"vfio-user-pci\"").then_some(Qemu { program, version })
 }
 
 fn version_of(program: &Path) -> Option<String> {
     let out = Command::new(program).arg("--version").output().ok()?;
     let text = String::from_utf8(out.stdout).ok()?;
-    text.split_once("version ")?
-        .1
-        .split_whitespace()
-        .next()
-        .map(String::from)
+    text.split_once("version ")?.1.split_whitespace().next().map(String::from)
 }
 
 /// A program that starts QEMU by its own loader and libraries, whatever the host's are.
 fn write_wrapper(program: &Path, root: &Path) -> Result<()> {
-    let (loader, libraries) = (
-        unpack::loader(root)?,
-        unpack::LIBRARIES.map(|l| format!("$root/{l}")).join(":"),
-    );
+    let (loader, libraries) = (unpack::loader(root)?, unpack::LIBRARIES.map(|l| format!("$root/{l}")).join(":"));
     // Relative to the script, so that the workspace may be moved.
     let script = format!(
         "#!/bin/sh\n\

@@ -74,10 +74,7 @@ fn entries_of_host(apt: &Path) -> Vec<Entry> {
 /// `deb [signed-by=... other=...] uri suite component...`
 fn one_line(line: &str) -> Option<Entry> {
     let line = line.split('#').next()?.trim();
-    let rest = line
-        .strip_prefix("deb")?
-        .strip_prefix([' ', '\t'])?
-        .trim_start();
+    let rest = line.strip_prefix("deb")?.strip_prefix([' ', '\t'])?.trim_start();
     let (options, rest) = match rest.strip_prefix('[') {
         Some(inner) => inner.split_once(']')?,
         None => ("", rest),
@@ -88,10 +85,7 @@ fn one_line(line: &str) -> Option<Entry> {
         uris: vec![words.next()?],
         suites: vec![words.next()?],
         components: words.collect(),
-        signed_by: options
-            .split_whitespace()
-            .find_map(|o| o.strip_prefix("signed-by="))
-            .map(String::from),
+        signed_by: options.split_whitespace().find_map(|o| o.strip_prefix("signed-by=")).map(String::from),
         enabled: true,
     })
 }
@@ -99,10 +93,7 @@ fn one_line(line: &str) -> Option<Entry> {
 /// Stanzas of `Field: value` with continuation lines.
 fn deb822(text: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let mut entry = Entry {
-        enabled: true,
-        ..Entry::default()
-    };
+    let mut entry = Entry { enabled: true, ..Entry::default() };
     let mut field = String::new();
     for line in text.lines().chain([""]) {
         if line.starts_with('#') {
@@ -112,10 +103,7 @@ fn deb822(text: &str) -> Vec<Entry> {
             if !entry.uris.is_empty() {
                 entries.push(entry);
             }
-            entry = Entry {
-                enabled: true,
-                ..Entry::default()
-            };
+            entry = Entry { enabled: true, ..Entry::default() };
             field.clear();
             continue;
         }
@@ -134,9 +122,7 @@ fn deb822(text: &str) -> Vec<Entry> {
             "suites" => entry.suites.extend(words),
             "components" => entry.components.extend(words),
             // A key given inline is left to apt's own trust store.
-            "signed-by" if entry.signed_by.is_none() => {
-                entry.signed_by = words.next().filter(|w| w.starts_with('/'))
-            }
+            "signed-by" if entry.signed_by.is_none() => entry.signed_by = words.next().filter(|w| w.starts_with('/')),
             "enabled" => entry.enabled = words.next().is_none_or(|w| w != "no"),
             _ => {}
         }
@@ -154,12 +140,10 @@ fn pick(entries: &[Entry], id: &str, codename: &str) -> Option<Archive> {
             && !entry.uris.iter().any(|u| u.contains("security"))
     };
     let carries = |names: &[&str]| {
-        entries.iter().filter(usable).find(|entry| {
-            entry
-                .suites
-                .iter()
-                .any(|s| names.contains(&s.trim_end_matches('/')))
-        })
+        entries
+            .iter()
+            .filter(usable)
+            .find(|entry| entry.suites.iter().any(|s| names.contains(&s.trim_end_matches('/'))))
     };
     let entry = carries(&[codename]).or_else(|| carries(&aliases))?;
     Some(Archive {
@@ -189,14 +173,8 @@ mod tests {
             .filter_map(one_line)
             .collect();
         assert_eq!(old.len(), 1);
-        assert_eq!(
-            pick(&old, "debian", "bookworm"),
-            pick(&new, "debian", "bookworm")
-        );
-        assert_eq!(
-            pick(&new, "debian", "bookworm").unwrap().uri,
-            "http://mirror.example/debian"
-        );
+        assert_eq!(pick(&old, "debian", "bookworm"), pick(&new, "debian", "bookworm"));
+        assert_eq!(pick(&new, "debian", "bookworm").unwrap().uri, "http://mirror.example/debian");
     }
 
     #[test]
@@ -205,10 +183,7 @@ mod tests {
             Types: deb\nEnabled: no\nURIs: http://a.example/debian\nSuites: bookworm\nComponents: main\n\n\
             Types: deb\nURIs: http://security.example/\nSuites: bookworm\nComponents: main\n\n\
             Types: deb\nURIs: http://b.example/debian\nSuites: stable\nComponents: main\n";
-        assert_eq!(
-            pick(&deb822(text), "debian", "bookworm").unwrap().uri,
-            "http://b.example/debian"
-        );
+        assert_eq!(pick(&deb822(text), "debian", "bookworm").unwrap().uri, "http://b.example/debian");
         assert_eq!(
             pick(
                 &deb822("Types: deb\nURIs: http://x.example\nSuites: nodistro\nComponents: main\n"),

@@ -21,13 +21,9 @@ pub fn loader(root: &Path) -> Result<String> {
 
 /// A command that runs a root's program with that root's libraries.
 pub fn command(root: &Path, program: &str) -> Result<Command> {
-    let libraries = LIBRARIES
-        .map(|folder| root.join(folder).display().to_string())
-        .join(":");
+    let libraries = LIBRARIES.map(|folder| root.join(folder).display().to_string()).join(":");
     let mut command = Command::new(root.join(loader(root)?));
-    command
-        .args(["--library-path", &libraries])
-        .arg(root.join(program));
+    command.args(["--library-path", &libraries]).arg(root.join(program));
     Ok(command)
 }
 
@@ -48,9 +44,5 @@ fn one(dir: &Path, deb: &Path) -> Result<()> {
         return Ok(());
     }
     let why = String::from_utf8_lossy(&out.stderr);
-    Err(Error::new(format!(
-        "cannot unpack {}: {}",
-        deb.display(),
-        why.lines().next().unwrap_or("no message")
-    )))
+    Err(Error::new(format!("cannot unpack {}: {}", deb.display(), why.lines().next().unwrap_or("no message"))))
 }
