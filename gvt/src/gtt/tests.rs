@@ -260,3 +260,56 @@ fn frames_that_hold_no_table_are_handed_on() {
     rig.gtt.sync(&mut rig.host, &mut rig.hw, &mut |gfn| others.push(gfn));
     assert_eq!(others, [Gfn(9)]);
 }
+
+#[test]
+fn random_stores_agree_with_a_translation_of_the_whole_table() {
+    let mut state = 0xA076_1D64_78BD_642Fu64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut rig = Rig::new(2 << 20, 6 << 20);
+    let entries: Vec<u32> =
+        (APERTURE.index()..APERTURE.index() + 512).chain(HIDDEN.index()..HIDDEN.index() + 1536).collect();
+    let mut guest: BTreeMap<u32, u64> = BTreeMap::new();
+    for _ in 0..400 {
+        for _ in 0..next() % 40 {
+            let index = entries[next() as usize % entries.len()];
+            let frame = next() % 5000;
+            let high = if next() % 16 == 0 { 1 << 41 } else { 0 };
+            let pte = (frame << 12) | high | (next() & 0xFFF);
+            let (offset, bytes, value) = match next() % 4 {
+                // Halves, and a trapped store beside the mapped ones.
+                0 => (4, 4, pte >> 32),
+                1 => (0, 4, pte & 0xFFFF_FFFF),
+                _ => (0, 8, pte),
+            };
+            let old = guest.get(&index).copied().unwrap_or(0).to_le_bytes();
+            let mut new = old;
+            new[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+            guest.insert(index, u64::from_le_bytes(new));
+            let at = BAR_TABLE + index * 8 + offset as u32;
+            if next() % 2 == 0 {
+                rig.host.register_page_write(VM, at, &value.to_le_bytes()[..bytes]).unwrap();
+            } else {
+                rig.gtt.mmio_write(&mut rig.host, at, bytes, value);
+            }
+        }
+        let before = rig.hw.ptes.clone();
+        let writes = rig.hw.writes;
+        rig.sync();
+        let changed = rig.hw.ptes.iter().filter(|(index, pte)| before[*index] != **pte).count();
+        assert_eq!(rig.hw.writes - writes, changed as u64, "an entry is written only if it changes");
+        for index in &entries {
+            let pte = guest.get(index).copied().unwrap_or(0);
+            let valid = pte & 1 != 0 && (pte >> 39) & 0x1FFF == 0;
+            let gpa = valid.then_some(Gpa((pte >> 12 & 0x7FF_FFFF) * PAGE_SIZE));
+            let hpa = gpa.and_then(|gpa| rig.host.hpa(VM, gpa));
+            assert_eq!(rig.physical(*index), Some(hpa.unwrap_or(rig.gtt.scratch)), "{index:#x}");
+            let seen = rig.gtt.ggtt.gpa(GgttAddr(index << 12));
+            assert_eq!(seen, gpa.filter(|_| hpa.is_some()));
+        }
+    }
+}

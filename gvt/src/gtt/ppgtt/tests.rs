@@ -492,6 +492,61 @@ fn random_stores_agree_with_a_walk_of_the_guests_tables() {
     }
 }
 
+/// CVE-2022-3707 was a double free on the failure path of a split: here every allocation may fail.
+#[test]
+fn failing_allocations_cost_mappings_and_nothing_else() {
+    let mut state = 0xD1B5_4A32_D192_ED03u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut rig = Rig::new(Limits { tables: 40, work: 8 });
+    let mut scratched = 0;
+    for _ in 0..1500 {
+        for _ in 0..next() % 6 {
+            let (table, slot) = (1 + next() % 30, [0, 1, 16, 511][next() as usize % 4]);
+            let flags = [3, 3, 3, 0x83, 0x803, 1, 0][next() as usize % 7];
+            rig.put(table, slot, ((1 + next() % 30) * PAGE_SIZE) | flags);
+        }
+        let spare = (next() % 12) as usize;
+        let now = rig.host.frames_of(Owner::Vm(VM));
+        rig.host.set_quota(VM, now + spare);
+        rig.sync();
+        let pml4 = 1 + next() % 30;
+        let shadow = rig.ppgtt.acquire(&mut rig.host, Gpa(pml4 * PAGE_SIZE));
+        for va in [0u64, 1 << 12, 1 << 21, 1 << 30, 1 << 39, 0x1001_0000, 0xFFFF_FFFF_F000] {
+            let (frame, flags) = rig.gpu(shadow.root, va);
+            if frame == rig.page {
+                scratched += 1;
+            } else {
+                assert_eq!(rig.guest(pml4, va), Some((frame, flags)), "{va:#x}");
+            }
+        }
+        if next() % 3 == 0 {
+            rig.ppgtt.destroy(&mut rig.host, Gpa((1 + next() % 30) * PAGE_SIZE));
+        }
+        rig.ppgtt.release(&mut rig.host, shadow.pin);
+        if next() % 4 == 0 {
+            rig.flush();
+        }
+    }
+    assert!(scratched > 100);
+    // With room again, a guest gets everything.
+    rig.host.set_quota(VM, usize::MAX);
+    rig.ppgtt.clear(&mut rig.host);
+    rig.flush();
+    let root = rig.root(3);
+    for va in [0u64, 1 << 12, 1 << 21, 1 << 30, 1 << 39] {
+        rig.check(3, root, va);
+    }
+    let page = rig.page;
+    rig.ppgtt.destroy_all(&mut rig.host);
+    rig.host.free_frame(Owner::Vm(VM), page);
+    assert_eq!(rig.host.frames_of(Owner::Vm(VM)), 0);
+}
+
 #[test]
 fn a_guest_that_makes_garbage_for_ever_uses_no_more_memory() {
     let mut rig = Rig::new(Limits { tables: 16, work: 16 });
