@@ -384,6 +384,8 @@ impl Audit<'_> {
     }
 }
 
+/// LOAD_REGISTER_*: zero on these GPUs; on later ones the registers would be taken from some engine's base.
+const RELATIVE: u32 = 7 << 17;
 /// PIPE_CONTROL: Global Snapshot Count Reset.
 const GLOBAL_SNAPSHOT_RESET: u32 = 1 << 19;
 

@@ -112,6 +112,11 @@ fn forbidden_registers_are_dropped_in_the_ring_and_in_privileged_batches() {
         let (ran, _) = ring(Engine::Rcs, &[0x7A00_0004, 1 << 23 | 1 << 14, register, 0, 7, 0]).unwrap();
         assert_eq!(ran, [0x7A00_0004, 0, register, 0, 7, 0]);
     }
+    // Header bits that later generations read as "relative to the engine".
+    let (ran, _) = ring(Engine::Rcs, &[LRI | 1 << 19 | 1 << 17, 0x2600, 1]).unwrap();
+    assert_eq!(ran, [LRI, 0x2600, 1]);
+    let (ran, _) = ring(Engine::Rcs, &[LRR | 1 << 18, 0x2604, 0x2600]).unwrap();
+    assert_eq!(ran, [LRR, 0x2604, 0x2600]);
     // Offset bits that the field does not have cannot hide a register.
     let (ran, _) = ring(Engine::Rcs, &[LRI, 0xFF80_2233, 1]).unwrap();
     assert_eq!(ran, [LRI, 0x2094, 0]);
