@@ -206,9 +206,8 @@ impl Audit<'_> {
 
     fn load_register_immediate(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
         let engine = self.engine;
-        let Some(pairs) = command.get_mut(1..) else {
-            return Err(Reason::Length);
-        };
+        let [header, pairs @ ..] = command else { return Err(Reason::Length) };
+        *header &= !RELATIVE;
         let (pairs, []) = pairs.as_chunks_mut::<2>() else {
             return Err(Reason::Length);
         };
@@ -239,14 +238,16 @@ impl Audit<'_> {
         let [header, register, low, high] = command else {
             return Err(Reason::Length);
         };
+        *header &= !RELATIVE;
         let verdict = self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 4, stream)?;
         Ok(self.any_value(*register, stream).unwrap_or(verdict))
     }
 
     fn load_register_register(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [_, _, register] = command else {
+        let [header, _, register] = command else {
             return Err(Reason::Length);
         };
+        *header &= !RELATIVE;
         Ok(self.any_value(*register, stream).unwrap_or(Keep))
     }
 
