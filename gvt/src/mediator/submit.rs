@@ -267,14 +267,13 @@ impl<W: Hw> Desk<'_, W> {
         let (root, pin) = self.acquire(part.pml4);
         let built = self.copy_ring(slot, part.pml4, (part.head, part.tail)).and_then(|mirrored| {
             let buffers = self.copy_buffers(slot, part)?;
-            let shadow = self.slot_mut(slot).ok_or(Refusal::NoRoom)?;
+            let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
             let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
             let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
             let mut page = [0u32; RING_CONTEXT_DWORDS];
+            shadow.image.read(self.host, context::REGISTER_PAGE, &mut page);
             build_ring_part(self.engine, part, to, &mut page);
-            if let Some(shadow) = self.vgpu.engines.get(self.engine).slot(slot) {
-                shadow.image.write(self.host, context::REGISTER_PAGE, &page);
-            }
+            shadow.image.write(self.host, context::REGISTER_PAGE, &page);
             Ok(mirrored)
         });
         match built {
@@ -497,11 +496,21 @@ impl<W: Hw> Desk<'_, W> {
     /// Copies a span of the ring, audits the copy with the batches it leads to, and writes it to the shadow ring.
     fn copy_ring(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Mirrored, Refusal> {
         let mut ring = core::mem::take(&mut self.scratch.ring);
-        let done = self.fetch_ring(slot, span, &mut ring).and_then(|pieces| {
-            let mirrored = self.audit_ring(slot, pml4, &mut ring)?;
-            self.place_ring(slot, pieces, &ring)?;
-            Ok(mirrored)
-        });
+        let mut pages = ARENA_PAGES;
+        let done = loop {
+            let done = self.fetch_ring(slot, span, &mut ring).and_then(|pieces| {
+                let mirrored = self.audit_ring(slot, pml4, &mut ring, pages)?;
+                self.place_ring(slot, pieces, &ring)?;
+                Ok(mirrored)
+            });
+            match done {
+                // From the start, with more room: only what is audited last runs.
+                Err(Refusal::Audit(AuditFault { reason: Reason::TooLong, .. })) if pages < ARENA_PAGES_MAX => {
+                    pages *= 4
+                }
+                done => break done,
+            }
+        };
         self.scratch.ring = ring;
         done
     }
@@ -527,30 +536,19 @@ impl<W: Hw> Desk<'_, W> {
     }
 
     /// Audits a copy of the ring. Batches that may not run where they are get copied into the slot's arena.
-    fn audit_ring(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32]) -> Result<Mirrored, Refusal> {
+    fn audit_ring(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32], pages: u32) -> Result<Mirrored, Refusal> {
         let partition = self.vgpu.partition.clone();
-        let mut pages = ARENA_PAGES;
-        loop {
-            let mut audit = Audit::new(self.engine, &partition);
-            audit.ring(ring)?;
-            if audit.pending() > 0 {
-                let (base, room) = self.arena(slot, pages)?;
-                let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
-                match audit.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4) {
-                    Ok(()) => {}
-                    // The audit only puts right what it finds: the copy can be audited again.
-                    Err(AuditFault { reason: Reason::TooLong, .. }) if pages < ARENA_PAGES_MAX => {
-                        pages *= 4;
-                        continue;
-                    }
-                    Err(fault) => return Err(fault.into()),
-                }
-                audit.patch(ring);
-                self.keep_arena(slot)?;
-            }
-            self.settle(audit.summary());
-            return Ok(audit.dropped().to_vec());
+        let mut audit = Audit::new(self.engine, &partition);
+        audit.ring(ring)?;
+        if audit.pending() > 0 {
+            let (base, room) = self.arena(slot, pages)?;
+            let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
+            audit.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4)?;
+            audit.patch(ring);
+            self.keep_arena(slot)?;
         }
+        self.settle(audit.summary());
+        Ok(audit.dropped().to_vec())
     }
 
     fn place_ring(&mut self, slot: usize, pieces: Pieces, ring: &[u32]) -> Result<(), Refusal> {

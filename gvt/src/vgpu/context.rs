@@ -58,6 +58,9 @@ pub(crate) struct RingPart {
 const BATCH: [usize; 6] =
     [value::BB_ADDR_UDW, value::BB_ADDR, value::BB_STATE, value::SBB_ADDR_UDW, value::SBB_ADDR, value::SBB_STATE];
 
+/// The first value of the engine context: R_PWR_CLK_STATE, or BCS_SWCTRL.
+const FIRST_ENGINE_VALUE: usize = value::RPCS;
+
 fn at(page: &[u32], index: usize) -> u32 {
     page.get(index).copied().unwrap_or(0)
 }
@@ -82,12 +85,17 @@ impl RingPart {
         if head >= bytes || tail >= bytes || !start.is_multiple_of(4096) {
             return Err("its ring pointers are outside the ring");
         }
-        let batch = BATCH.map(|index| at(page, index));
-        let [_, first, state, ..] = batch;
-        let inside = first & ring::BB_ADDR_VALID != 0;
-        if inside && (state & ring::BB_STATE_PPGTT == 0 || engine == Engine::Bcs) {
+        let [upper, first, state, second_upper, second, second_state] = BATCH.map(|index| at(page, index));
+        // The hardware resumes unprivileged only: a state that says otherwise is forged, or of a copy of ours.
+        let audited = |addr: u32, state: u32| {
+            addr & ring::BB_ADDR_VALID == 0 || (state & ring::BB_STATE_PPGTT != 0 && engine != Engine::Bcs)
+        };
+        if !audited(first, state) || !audited(second, second_state) {
             return Err("it resumes inside a batch that was not audited");
         }
+        let inside = first & ring::BB_ADDR_VALID != 0;
+        let [state, second_state] = [state, second_state].map(|state| state & ring::BB_STATE_PPGTT);
+        let batch = [upper, first, state, second_upper, second, second_state];
         let pml4 = u64::from(at(page, value::PDP0_UDW)) << 32 | u64::from(at(page, value::PDP0_LDW));
         let control = at(page, value::CTX_CONTROL);
         let inhibited = control & (control >> 16) & ring::CTX_RESTORE_INHIBIT != 0;
@@ -117,10 +125,11 @@ pub(crate) struct Redirect {
 }
 
 /// Writes the ring part of a shadow's register page: headers and registers are ours, values are the guest's where
-/// they are harmless.
+/// they are harmless. The first register of the engine context lies among them; its value stays as it is in `page`.
 pub(crate) fn build_ring_part(engine: Engine, part: &RingPart, to: Redirect, page: &mut [u32]) {
     let mut fresh = [0u32; DWORDS];
     template(engine, &mut fresh);
+    put(&mut fresh, FIRST_ENGINE_VALUE, at(page, FIRST_ENGINE_VALUE));
     for (slot, dword) in page.iter_mut().zip(fresh).take(RING_CONTEXT_DWORDS) {
         *slot = dword;
     }
@@ -194,7 +203,7 @@ impl ShadowContext {
         }
         let mut bytes = [0u8; 4096];
         for (page, guest) in self.pages.iter().enumerate().skip(1) {
-            let skip = if page == 1 { 4 * RING_CONTEXT_DWORDS } else { 0 };
+            let skip = if page == 1 { 4 * FIRST_ENGINE_VALUE } else { 0 };
             let Some(frame) = self.image.frame(page as u32) else { return };
             host.read_frame(frame, 0, &mut bytes);
             let Some(rest) = bytes.get(skip..) else { return };
@@ -239,9 +248,15 @@ mod tests {
         let mut forged = page();
         forged[value::BB_ADDR] = 0x1000 | ring::BB_ADDR_VALID;
         assert!(RingPart::parse(Engine::Rcs, &forged).is_err());
-        forged[value::BB_STATE] = ring::BB_STATE_PPGTT;
-        assert!(RingPart::parse(Engine::Rcs, &forged).is_ok());
+        forged[value::BB_STATE] = u32::MAX;
+        let part = RingPart::parse(Engine::Rcs, &forged).unwrap();
+        assert_eq!(part.batch[2], ring::BB_STATE_PPGTT);
         assert!(RingPart::parse(Engine::Bcs, &forged).is_err());
+        // A second level that is privileged inside a first level that is not.
+        forged[value::SBB_ADDR] = 0x1000 | ring::BB_ADDR_VALID;
+        assert!(RingPart::parse(Engine::Rcs, &forged).is_err());
+        forged[value::SBB_STATE] = ring::BB_STATE_PPGTT;
+        assert!(RingPart::parse(Engine::Rcs, &forged).is_ok());
     }
 
     #[test]

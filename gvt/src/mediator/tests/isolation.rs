@@ -7,6 +7,7 @@ use crate::report::Cause;
 use crate::testing::driver::{Context, Driver};
 use crate::testing::machine::Machine;
 use gvt_defs::context::value;
+use gvt_defs::execlist::Descriptor;
 use gvt_defs::{Engine, Gpa, Hpa, PAGE_SIZE, mi, reg, ring};
 use gvt_model::{Blitter, Profile, Recording, Save};
 
@@ -376,7 +377,8 @@ fn noise_stays_inside() {
             2 => {
                 let at = Gpa(c.image[1].0 + 4 * value::RING_TAIL as u64);
                 a.m.host.guest_write32(a.attacker.vm, at, random() as u32 & 0x3FF8);
-                for dword in [0, 0, c.id, c.lrca.0 | 0x129] {
+                let descriptor = Descriptor::new(c.lrca, c.id);
+                for dword in [0, 0, descriptor.id(), descriptor.low()] {
                     a.attacker.write(&mut a.m, base + ring::ELSP, dword);
                 }
             }
@@ -400,7 +402,7 @@ fn noise_stays_inside() {
             }
             6 => {
                 let table = Gpa(c.pml4.0 + random() % 512 * 8);
-                a.m.host.guest_write64(a.attacker.vm, table, random() % (24 << 20) | 3);
+                a.m.host.guest_write64(a.attacker.vm, table, (random() % (24 << 20)) | 3);
             }
             _ if round % 50 == 0 => {
                 for engine in ENGINES {
