@@ -6,6 +6,8 @@ mod ppgtt;
 mod translate;
 
 #[cfg(test)]
+mod gpu_tests;
+#[cfg(test)]
 mod tests;
 
 pub use ggtt::{Ggtt, Stamp, Unmapped};
