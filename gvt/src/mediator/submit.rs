@@ -74,9 +74,10 @@ impl<W: Hw> Gvt<W> {
         vgpu.stats.engine_mut(engine).submissions += 1;
         let list = List::from_elsp(dwords);
         self.trace.push(now, Some(index), Note::Submit(engine, list.first().0));
-        self.sync(host, index);
         // What the hardware has finished by now is finished before this submission.
         self.poll_engine(host, engine, now);
+        self.retire_last(host, index, engine, list.first());
+        self.sync(host, index);
         self.accept(host, index, engine, list, now);
         self.schedule(host, engine, now);
     }
@@ -121,10 +122,34 @@ impl<W: Hw> Gvt<W> {
         }
     }
 
-    /// A sync point (design D6): the guest's page tables are followed.
+    /// Another context is about to run: the state of the one that ran last goes to the guest, before the stores that
+    /// this takes are harvested, so that they are not taken for the guest's.
+    fn retire_last(&mut self, host: &mut dyn Host, index: usize, engine: Engine, next: Descriptor) {
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        let virt = vgpu.engines.get_mut(engine);
+        if virt.active.is_some() {
+            return;
+        }
+        let Some(slot) = virt.last.and_then(|last| virt.slot_mut(last)) else { return };
+        if slot.lrca != next.lrca() {
+            slot.own_stores = true;
+            slot.write_back_engine(host, vgpu.vm, &mut vgpu.stats);
+        }
+    }
+
+    /// A sync point (design D6): the guest's page tables are followed, and changed context images noticed.
     pub(super) fn sync(&mut self, host: &mut dyn Host, index: usize) {
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let synced = vgpu.gtt.sync(host, &mut self.gpu.hw, &mut |_| {});
+        let engines = &mut vgpu.engines;
+        let synced = vgpu.gtt.sync(host, &mut self.gpu.hw, &mut |gfn| {
+            let slots = Engine::ALL.into_iter();
+            slots.for_each(|engine| {
+                engines.get_mut(engine).slots.iter_mut().flatten().for_each(|slot| slot.stored(gfn))
+            });
+        });
+        for engine in Engine::ALL {
+            vgpu.engines.get_mut(engine).slots.iter_mut().flatten().for_each(|slot| slot.own_stores = false);
+        }
         vgpu.stats.syncs += 1;
         vgpu.stats.synced_entries += u64::from(synced.ggtt_entries) + u64::from(synced.ppgtt_entries);
         vgpu.stats.ggtt_flushes += u64::from(synced.ggtt_entries != 0);
@@ -352,7 +377,8 @@ impl<W: Hw> Desk<'_, W> {
             let busy = [virt.last, virt.work.as_ref().map(|work| work.slot), virt.preparing];
             let idle = virt.slots.iter_mut().enumerate().filter(|(index, _)| !busy.contains(&Some(*index)));
             let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take()).collect();
-            for slot in freed {
+            for mut slot in freed {
+                slot.unwatch(self.host, self.vgpu.vm);
                 [Some(slot.image), slot.ring, slot.arena].into_iter().flatten().for_each(|block| self.free(block));
             }
         }
@@ -373,28 +399,28 @@ impl<W: Hw> Desk<'_, W> {
         self.vgpu.stats.audit_bytes += 4 * u64::from(summary.dwords);
     }
 
-    /// The slot for a context image, its engine state copied and audited unless it is the one that ran last.
+    /// The slot for a context image, its engine state copied and audited unless what the slot holds is still right.
     fn take_slot(&mut self, lrca: GgttAddr, page: &[u32; DWORDS]) -> Result<usize, Refusal> {
         let bytes = self.engine.info().context_pages * 4096;
         let Vgpu { engines, gtt, vm, stats, .. } = &mut *self.vgpu;
         let virt = engines.get_mut(self.engine);
         let (index, fit) = virt.slot_for(lrca);
-        let clock = virt.clock;
-        let last = virt.last;
-        if fit == Fit::Same && last == Some(index) {
-            let fresh = virt.slot(index).and_then(|slot| slot.stamp);
-            if fresh.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp)) {
-                if let Some(slot) = virt.slot_mut(index) {
-                    slot.used = clock;
-                }
-                return Ok(index);
+        let (clock, last) = (virt.clock, virt.last);
+        if last != Some(index) {
+            // Another context comes: what the last one's state became goes to the guest now, if it has not yet.
+            if let Some(slot) = last.and_then(|last| virt.slot_mut(last)) {
+                slot.write_back_engine(self.host, *vm, stats);
             }
+            virt.last = None;
         }
-        // Another context comes: what the last one's state became goes to the guest now.
-        if let Some(slot) = last.and_then(|last| virt.slot_mut(last)) {
-            slot.write_back_engine(self.host, *vm, stats);
+        if let (Fit::Same, Some(slot)) = (fit, virt.slot_mut(index))
+            && slot.stamp.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp))
+            && slot.clean
+            && (last == Some(index) || slot.same_register_page(self.host, page))
+        {
+            slot.used = clock;
+            return Ok(index);
         }
-        virt.last = None;
         virt.preparing = Some(index);
         self.make_slot(index, lrca)?;
         self.copy_image(index, lrca, page)?;
@@ -409,8 +435,11 @@ impl<W: Hw> Desk<'_, W> {
                 *place = Some(ShadowContext::new(lrca, image));
             }
         }
-        let clock = self.vgpu.engines.get(self.engine).clock;
-        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        let vm = self.vgpu.vm;
+        let virt = self.vgpu.engines.get_mut(self.engine);
+        let clock = virt.clock;
+        let slot = virt.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        slot.unwatch(self.host, vm);
         slot.lrca = lrca;
         slot.used = clock;
         slot.stamp = None;
@@ -428,6 +457,11 @@ impl<W: Hw> Desk<'_, W> {
             pages.try_push(gpa).map_err(|_| Refusal::NoRoom)?;
         }
         let stamp = self.vgpu.gtt.ggtt.stamp();
+        let vm = self.vgpu.vm;
+        if let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) {
+            // Watched first: a store that comes between is reported, not missed.
+            slot.watch(self.host, vm, pages);
+        }
         let mut image = core::mem::take(&mut self.scratch.image);
         image.clear();
         image.extend_from_slice(page);
@@ -440,10 +474,9 @@ impl<W: Hw> Desk<'_, W> {
         let Some(slot) = engines.get_mut(self.engine).slot_mut(index) else { return Ok(()) };
         slot.image.write(self.host, context::REGISTER_PAGE, &self.scratch.image);
         stats.image_bytes_in += 4 * self.scratch.image.len() as u64;
-        if let Some(status) = pages.first() {
-            alias_status_page(self.host, hw, pool, *vm, slot, *status);
+        if let Some(status) = slot.pages.first().copied() {
+            alias_status_page(self.host, hw, pool, *vm, slot, status);
         }
-        slot.pages = pages;
         slot.stamp = Some(stamp);
         Ok(())
     }
@@ -713,6 +746,8 @@ impl ShadowContext {
             pages: ArrayVec::new(),
             stamp: None,
             guest_ring: (GgttAddr(0), 0),
+            clean: false,
+            own_stores: false,
             newer: false,
             used: 0,
         }

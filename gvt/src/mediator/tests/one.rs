@@ -155,6 +155,39 @@ fn images_go_back_to_the_guest_as_on_hardware() {
     }
 }
 
+/// Two contexts in turns: their images are copied in once each, and go back each time another one comes.
+#[test]
+fn an_untouched_image_is_not_copied_again() {
+    let (mut m, mut d) = start();
+    let mut a = d.context(&mut m, Engine::Rcs);
+    let mut b = d.context(&mut m, Engine::Rcs);
+    let set = |value| [mi::load_register_imm(1), 0x2600, value, 0];
+    assert!(d.execute(&mut m, &mut a, &set(1)) && d.execute(&mut m, &mut b, &set(2)));
+    let copied = |m: &Machine, d: &Driver| m.gvt.stats(d.id).unwrap().image_bytes_in;
+    let before = copied(&m, &d);
+    for _ in 0..5 {
+        assert!(d.execute(&mut m, &mut a, &[]) && d.execute(&mut m, &mut b, &[]));
+    }
+    assert_eq!(copied(&m, &d), before);
+    // Both still have their own state.
+    let page = d.pages(1)[0];
+    for (c, value) in [(&mut a, 1), (&mut b, 2)] {
+        d.map_process(&mut m, c.pml4, 0x20_0000, page);
+        assert!(d.execute(&mut m, c, &[mi::with_length(mi::STORE_REGISTER_MEM, 4), 0x2600, 0x20_0000, 0]));
+        assert_eq!(m.host.guest_read32(d.vm, page), value);
+    }
+    // The guest stores into a page of the engine state, or into the register page: copied again.
+    for (at, value) in [(gvt_defs::Gpa(a.image[7].0 + 64), 0), (gvt_defs::Gpa(a.image[1].0 + 4 * 0x69), 77)] {
+        let before = copied(&m, &d);
+        assert!(d.execute(&mut m, &mut b, &[]));
+        m.host.guest_write32(d.vm, at, value);
+        assert!(d.execute(&mut m, &mut a, &[]));
+        assert!(copied(&m, &d) > before);
+    }
+    assert!(d.execute(&mut m, &mut a, &[mi::with_length(mi::STORE_REGISTER_MEM, 4), 0x2600, 0x20_0000, 0]));
+    assert_eq!(m.host.guest_read32(d.vm, page), 77);
+}
+
 #[test]
 fn batches_of_a_process_run_on_every_engine() {
     let (mut m, mut d) = start();
