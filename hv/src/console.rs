@@ -27,6 +27,8 @@ pub(crate) const ISA_IRQ: u8 = 4;
 const RING_BYTES: usize = 64 * 1024;
 /// Bytes sent in one poll at most.
 const POLL_BYTES: usize = 512;
+/// Bytes read in one poll at most.
+const POLL_INPUT: usize = 64;
 /// How soon the ring is looked at again while it holds something.
 const DRAIN_NANOS: u64 = 1_000_000;
 /// Turns of a loop that waits for the UART before it gives up: a UART that is not there must not stop Prism.
@@ -44,9 +46,12 @@ struct Console {
     mux: Option<Mux>,
     polled: bool,
     dropped: u64,
+    /// The last poll may have left input in the UART, which then raises no further interrupt.
+    more_input: bool,
 }
 
-static CONSOLE: Mutex<Console> = Mutex::new(Console { uart: None, ring: None, mux: None, polled: false, dropped: 0 });
+static CONSOLE: Mutex<Console> =
+    Mutex::new(Console { uart: None, ring: None, mux: None, polled: false, dropped: 0, more_input: false });
 
 /// Set by a panic: the lock may be held for ever, so output goes around it.
 static SEIZED: AtomicBool = AtomicBool::new(false);
@@ -88,12 +93,11 @@ pub fn guest_output(vm: u8, byte: u8, now: Nanos) {
 
 /// Drains output and reads input. Call when `Pending::CONSOLE` is set or `deadline` has passed; `each` may print.
 pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
-    let mut bytes = [0; 16];
+    let mut bytes = [0; POLL_INPUT];
     let count = {
         let console = &mut *CONSOLE.lock();
         console.with_mux(|mux, out| mux.tick(now, out));
-        console.drain(POLL_BYTES);
-        console.uart.as_mut().map_or(0, |uart| uart.receive_bytes(&mut bytes))
+        console.receive(&mut bytes)
     };
     for byte in bytes.into_iter().take(count) {
         // The lock is free again when `each` runs: a command answers with `say!`.
@@ -110,6 +114,9 @@ pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
 /// When `poll` wants to be called even if nothing arrives.
 pub fn deadline(now: Nanos) -> Option<Nanos> {
     let console = CONSOLE.lock();
+    if console.more_input {
+        return Some(now);
+    }
     let draining = console.ring.as_ref().is_some_and(|ring| !ring.is_empty());
     let drain = draining.then(|| Nanos(now.0.saturating_add(DRAIN_NANOS)));
     let line = console.mux.as_ref().and_then(Mux::deadline);
@@ -186,6 +193,13 @@ impl Console {
         let Self { mux, ring, dropped, .. } = self;
         let (mux, ring) = (mux.as_mut()?, ring.as_mut()?);
         Some(run(mux, &mut |bytes| *dropped += put(ring, bytes)))
+    }
+
+    /// Reads until the UART is empty, which re-arms its edge on the interrupt line, or the buffer full.
+    fn receive(&mut self, bytes: &mut [u8]) -> usize {
+        let count = self.uart.as_mut().map_or(0, |uart| uart.receive_bytes(bytes));
+        self.more_input = count == bytes.len();
+        count
     }
 
     /// After output: waits for it during set-up, else sends what the UART takes at once, `most` bytes at most (a real

@@ -9,7 +9,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::frame::{self, OwnerId, Placement};
 use crate::irq::{self, Pending};
-use crate::pci::Function;
+use crate::pci::{Decode, Function};
 use crate::percpu::{self, CpuId};
 use crate::power::{self, Exit};
 use crate::smp;
@@ -21,7 +21,7 @@ const PATIENCE_NANOS: u64 = 1_000_000_000;
 
 type Check = (&'static str, fn(&Platform) -> Result<(), &'static str>);
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("memory", memory),
     ("pages", pages),
     ("exception", exception),
@@ -29,12 +29,16 @@ const CHECKS: [Check; 8] = [
     ("timer", timer),
     ("cpus", cpus),
     ("pci", host_bridge),
+    ("message", message),
     ("heap", heap_is_modest),
 ];
 
 /// Runs all checks and ends.
 pub fn run(platform: &'static Platform) -> ! {
     let boot = &platform.boot;
+    if let Some(how) = boot.option("crash") {
+        crash(how)
+    }
     let mib = frame::free_frames() >> 8;
     let (modules, cpus) = (boot.modules.len(), percpu::count());
     say!(
@@ -61,6 +65,29 @@ pub fn run(platform: &'static Platform) -> ! {
         }
     }
     power::exit(if failed == 0 { Exit::Success } else { Exit::SelfTest })
+}
+
+/// Ends by a bug on purpose: tests look at the report.
+fn crash(how: &str) -> ! {
+    match how {
+        "stack" => say!("{}", deeper(1)),
+        "write" => {
+            let code = (run as *const ()).cast_mut().cast::<u8>();
+            // SAFETY: 1. None: this store must fault, which is what the test is about; the run ends there.
+            unsafe { code.write_volatile(0xC3) };
+        }
+        _ => {}
+    }
+    panic!("selftest crash={how}")
+}
+
+/// Recurs until the stack ends.
+fn deeper(depth: u64) -> u64 {
+    if depth == u64::MAX {
+        return 0;
+    }
+    let local = core::hint::black_box([depth; 64]);
+    deeper(depth + 1).wrapping_add(local.iter().sum())
 }
 
 /// FNV-1a, 64 bits.
@@ -144,12 +171,32 @@ fn cpus(platform: &Platform) -> Result<(), &'static str> {
 fn host_bridge(_: &Platform) -> Result<(), &'static str> {
     let bridge = Function::find(0, 0, 0).ok_or("no function at 00:00.0")?;
     ensure(bridge.read16(0x0A) == 0x0600, "00:00.0 is no host bridge")?;
-    ensure(Function::find(0, 31, 7).is_none_or(|other| other != bridge), "configuration space repeats")?;
-    if let Some(gpu) = Function::find(0, 2, 0) {
-        for bar in gpu.bars() {
-            say!("00:02.0 {:04x}:{:04x} {bar:x?}", gpu.read16(0), gpu.read16(2));
-        }
+    ensure(Function::find(0, 31, 7).is_none_or(|other| other != bridge), "configuration space repeats")
+}
+
+/// With QEMU's teaching device at 00:02.0 (its docs/specs/edu.rst): its registers answer and its message arrives.
+fn message(_: &Platform) -> Result<(), &'static str> {
+    const EDU: u32 = 0x11E8_1234;
+    const LIVENESS: u64 = 0x04;
+    const RAISE: u64 = 0x60;
+    const ACKNOWLEDGE: u64 = 0x64;
+    let Some(edu) = Function::find(0, 2, 0).filter(|found| found.read32(0) == EDU) else { return Ok(()) };
+    let bar = edu.bars().first().copied().ok_or("no BAR")?;
+    ensure(bar.size == 1 << 20, "wrong size of BAR 0")?;
+    edu.set_decode(Decode::MemoryAndMaster);
+    let registers = bar.map().ok_or("BAR 0 cannot be mapped")?;
+    registers.write32(LIVENESS, 0x1234_5678);
+    ensure(registers.read32(LIVENESS) == !0x1234_5678, "registers do not answer")?;
+    edu.enable_msi(percpu::current(), 5).ok_or("no message interrupt")?;
+    registers.write32(RAISE, 1);
+    let end = time::now().0 + PATIENCE_NANOS;
+    while !irq::poll().contains(Pending::DEVICE) {
+        ensure(time::now().0 < end, "no message came")?;
     }
+    registers.write32(ACKNOWLEDGE, 1);
+    edu.set_decode(Decode::Off);
+    ensure(irq::take_devices() == 1 << 5, "the message came by another slot")?;
+    say!("edu: ok");
     Ok(())
 }
 
