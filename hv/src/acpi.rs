@@ -88,14 +88,8 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tables(error) => write!(
-                f,
-                "acpi: no usable tables ({error:?}); enable ACPI in the firmware"
-            ),
-            Self::NoMadt(error) => write!(
-                f,
-                "acpi: no usable MADT ({error:?}); enable the APIC in the firmware"
-            ),
+            Self::Tables(error) => write!(f, "acpi: no usable tables ({error:?}); enable ACPI in the firmware"),
+            Self::NoMadt(error) => write!(f, "acpi: no usable MADT ({error:?}); enable the APIC in the firmware"),
         }
     }
 }
@@ -113,19 +107,14 @@ impl Facts {
             facts.add(&entry);
         }
         if let Ok(mcfg) = tables.find_table::<Mcfg>() {
-            facts.ecam = mcfg
-                .entries()
-                .iter()
-                .find(|entry| { entry.pci_segment_group } == 0)
-                .map(|entry| Ecam {
-                    base: Hpa(entry.base_address),
-                    first_bus: entry.bus_number_start,
-                    last_bus: entry.bus_number_end,
-                });
+            facts.ecam = mcfg.entries().iter().find(|entry| { entry.pci_segment_group } == 0).map(|entry| Ecam {
+                base: Hpa(entry.base_address),
+                first_bus: entry.bus_number_start,
+                last_bus: entry.bus_number_end,
+            });
         }
         if let Ok(fadt) = tables.find_table::<Fadt>() {
-            facts.pm_timer =
-                port(fadt.pm_timer_block().ok().flatten()).map(|port| PmTimer { port });
+            facts.pm_timer = port(fadt.pm_timer_block().ok().flatten()).map(|port| PmTimer { port });
             facts.power_off = port(fadt.pm1a_control_block().ok()).map(|port| (port, s5(&tables)));
         }
         Ok(facts)
@@ -134,23 +123,15 @@ impl Facts {
     fn add(&mut self, entry: &MadtEntry<'_>) {
         // Bit 0 of the flags: enabled (ACPI 6.5, table 5.22). A CPU that is only "online capable" is not there yet.
         match entry {
-            MadtEntry::LocalApic(cpu) if { cpu.flags } & 1 != 0 => {
-                self.add_cpu(u32::from(cpu.apic_id))
-            }
+            MadtEntry::LocalApic(cpu) if { cpu.flags } & 1 != 0 => self.add_cpu(u32::from(cpu.apic_id)),
             MadtEntry::LocalX2Apic(cpu) if { cpu.flags } & 1 != 0 => self.add_cpu(cpu.x2apic_id),
             MadtEntry::IoApic(io) => {
-                let io = IoApic {
-                    address: Hpa(u64::from(io.io_apic_address)),
-                    gsi_base: io.global_system_interrupt_base,
-                };
+                let io =
+                    IoApic { address: Hpa(u64::from(io.io_apic_address)), gsi_base: io.global_system_interrupt_base };
                 let _more_than_used = self.io_apics.try_push(io);
             }
             MadtEntry::InterruptSourceOverride(line) => {
-                let line = Override {
-                    irq: line.irq,
-                    gsi: line.global_system_interrupt,
-                    flags: line.flags,
-                };
+                let line = Override { irq: line.irq, gsi: line.global_system_interrupt, flags: line.flags };
                 let _more_than_lines = self.overrides.try_push(line);
             }
             _ => {}
@@ -177,18 +158,14 @@ fn open(root: AcpiRoot) -> Result<AcpiTables<Firmware>, AcpiError> {
         match root {
             AcpiRoot::Search => AcpiTables::search_for_rsdp_bios(Firmware),
             AcpiRoot::Rsdp(address) => AcpiTables::from_rsdp(Firmware, address.0 as usize),
-            AcpiRoot::Table { revision, address } => {
-                AcpiTables::from_rsdt(Firmware, revision, address.0 as usize)
-            }
+            AcpiRoot::Table { revision, address } => AcpiTables::from_rsdt(Firmware, revision, address.0 as usize),
         }
     }
 }
 
 fn port(address: Option<acpi::address::GenericAddress>) -> Option<u16> {
     let address = address.filter(|address| address.address_space == AddressSpace::SystemIo)?;
-    u16::try_from(address.address)
-        .ok()
-        .filter(|&port| port != 0)
+    u16::try_from(address.address).ok().filter(|&port| port != 0)
 }
 
 fn s5(tables: &AcpiTables<Firmware>) -> u8 {
@@ -225,19 +202,12 @@ struct Firmware;
 static NOTHING: [u8; 4096] = [0; 4096];
 
 impl AcpiHandler for Firmware {
-    unsafe fn map_physical_region<T>(
-        &self,
-        address: usize,
-        size: usize,
-    ) -> PhysicalMapping<Self, T> {
+    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
         let mapped = paging::map_firmware(Hpa(address as u64), size as u64).ok();
         let start = match mapped {
             Some(virt) => core::ptr::with_exposed_provenance_mut::<T>(virt as usize),
             None => {
-                assert!(
-                    size <= NOTHING.len(),
-                    "acpi: a table of {size} bytes at {address:#x} cannot be mapped"
-                );
+                assert!(size <= NOTHING.len(), "acpi: a table of {size} bytes at {address:#x} cannot be mapped");
                 NOTHING.as_ptr().cast::<T>().cast_mut()
             }
         };
@@ -257,14 +227,8 @@ mod tests {
     fn finds_the_s5_value() {
         // As QEMU and Bochs write it: Name (_S5, Package (4) {0, 0, 0, 0}), and with byte constants.
         assert_eq!(find_s5(b"\x08_S5_\x12\x06\x04\x00\x00\x00\x00"), Some(0));
-        assert_eq!(
-            find_s5(b"..\x08_S5_\x12\x0A\x04\x0A\x07\x0A\x07\x00\x00"),
-            Some(7)
-        );
-        assert_eq!(
-            find_s5(b"\x08_S5_\x12\x46\x00\x04\x01\x00\x00\x00"),
-            Some(1)
-        );
+        assert_eq!(find_s5(b"..\x08_S5_\x12\x0A\x04\x0A\x07\x0A\x07\x00\x00"), Some(7));
+        assert_eq!(find_s5(b"\x08_S5_\x12\x46\x00\x04\x01\x00\x00\x00"), Some(1));
         assert_eq!(find_s5(b"\x08_S5_\x12"), None);
         assert_eq!(find_s5(b"\x08_S4_\x12\x06\x04\x00"), None);
     }
@@ -272,11 +236,7 @@ mod tests {
     #[test]
     fn isa_lines_follow_their_overrides() {
         let mut facts = Facts::default();
-        facts.overrides.push(Override {
-            irq: 0,
-            gsi: 2,
-            flags: 0,
-        });
+        facts.overrides.push(Override { irq: 0, gsi: 2, flags: 0 });
         assert_eq!(facts.isa_irq(0), (2, 0));
         assert_eq!(facts.isa_irq(4), (4, 0));
     }

@@ -119,9 +119,7 @@ pub(crate) fn init_cpu() -> Result<(), paging::NoFrame> {
     let mut base = Msr::new(IA32_APIC_BASE);
     // SAFETY: 1. Every CPU with long mode has this MSR. 2. The bits written only ever enable.
     let value = unsafe { base.read() };
-    let has_x2apic = Cpuid::new()
-        .get_feature_info()
-        .is_some_and(|features| features.has_x2apic());
+    let has_x2apic = Cpuid::new().get_feature_info().is_some_and(|features| features.has_x2apic());
     let mode = if has_x2apic { MODE_X2APIC } else { MODE_PAGE };
     let wanted = value | APIC_ENABLE | if has_x2apic { X2APIC_ENABLE } else { 0 };
     if wanted != value {
@@ -174,20 +172,14 @@ pub(crate) fn set_timer_rate(hz: u64) {
 
 /// Makes this CPU's timer interrupt (after `set_timer_rate`).
 pub(crate) fn start_timer() {
-    let mode = if takes_deadlines() {
-        TIMER_TSC_DEADLINE
-    } else {
-        0
-    };
+    let mode = if takes_deadlines() { TIMER_TSC_DEADLINE } else { 0 };
     write(reg::LVT_TIMER, mode | u32::from(vector::TIMER));
     // The mode must be in force before the first deadline (SDM volume 3A, 11.5.4.1).
     fence(Ordering::SeqCst);
 }
 
 fn takes_deadlines() -> bool {
-    Cpuid::new()
-        .get_feature_info()
-        .is_some_and(|features| features.has_tsc_deadline())
+    Cpuid::new().get_feature_info().is_some_and(|features| features.has_tsc_deadline())
 }
 
 fn write_deadline(tsc: u64) {
@@ -253,9 +245,7 @@ fn read(register: u32) -> u32 {
     match MODE.load(Ordering::Relaxed) {
         // SAFETY: 1. The CPU is in x2APIC mode, and the register is one of `reg`, all readable but EOI (never read).
         MODE_X2APIC => unsafe { Msr::new(X2APIC_BASE + (register >> 4)).read() as u32 },
-        _ => PAGE
-            .get()
-            .map_or(0, |page| page.read32(u64::from(register))),
+        _ => PAGE.get().map_or(0, |page| page.read32(u64::from(register))),
     }
 }
 

@@ -127,18 +127,10 @@ impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Magic(magic) => {
-                write!(
-                    f,
-                    "boot: unknown magic {magic:#x}; boot Prism by multiboot, multiboot2 or PVH"
-                )
+                write!(f, "boot: unknown magic {magic:#x}; boot Prism by multiboot, multiboot2 or PVH")
             }
-            Self::NoMemoryMap => {
-                f.write_str("boot: the loader gave no memory map; use another loader")
-            }
-            Self::Malformed(what) => write!(
-                f,
-                "boot: the loader's {what} does not parse; use another loader"
-            ),
+            Self::NoMemoryMap => f.write_str("boot: the loader gave no memory map; use another loader"),
+            Self::Malformed(what) => write!(f, "boot: the loader's {what} does not parse; use another loader"),
         }
     }
 }
@@ -173,25 +165,19 @@ impl BootInfo {
 
     /// The usable regions.
     pub fn usable(&self) -> impl Iterator<Item = &Region> {
-        self.memory
-            .iter()
-            .filter(|region| region.kind == RegionKind::Usable)
+        self.memory.iter().filter(|region| region.kind == RegionKind::Usable)
     }
 
     /// Whether `word` stands on the command line by itself.
     pub fn has(&self, word: &str) -> bool {
-        self.command_line
-            .split_ascii_whitespace()
-            .any(|have| have == word)
+        self.command_line.split_ascii_whitespace().any(|have| have == word)
     }
 
     /// The value of the first `key=value` on the command line.
     pub fn option(&self, key: &str) -> Option<&str> {
-        self.command_line.split_ascii_whitespace().find_map(|word| {
-            word.split_once('=')
-                .filter(|(have, _)| *have == key)
-                .map(|(_, value)| value)
-        })
+        self.command_line
+            .split_ascii_whitespace()
+            .find_map(|word| word.split_once('=').filter(|(have, _)| *have == key).map(|(_, value)| value))
     }
 
     /// Keeps one region of the E820 kind `kind`. When the map is full, RAM is lost, but nothing reserved is.
@@ -214,35 +200,17 @@ impl BootInfo {
         }
         if self.memory.is_full()
             && kind != RegionKind::Usable
-            && let Some(index) = self
-                .memory
-                .iter()
-                .rposition(|region| region.kind == RegionKind::Usable)
+            && let Some(index) = self.memory.iter().rposition(|region| region.kind == RegionKind::Usable)
         {
             self.memory.remove(index);
         }
-        let _full = self.memory.try_push(Region {
-            start: Hpa(start),
-            end: Hpa(end),
-            kind,
-        });
+        let _full = self.memory.try_push(Region { start: Hpa(start), end: Hpa(end), kind });
     }
 
-    fn add_module(
-        &mut self,
-        start: u64,
-        len: u64,
-        command_line: ArrayString<256>,
-    ) -> Result<(), BootError> {
-        start
-            .checked_add(len)
-            .ok_or(BootError::Malformed("module list"))?;
+    fn add_module(&mut self, start: u64, len: u64, command_line: ArrayString<256>) -> Result<(), BootError> {
+        start.checked_add(len).ok_or(BootError::Malformed("module list"))?;
         self.modules
-            .try_push(Module {
-                start: Hpa(start),
-                len,
-                command_line,
-            })
+            .try_push(Module { start: Hpa(start), len, command_line })
             .map_err(|_| BootError::Malformed("module list (more than 8 modules)"))
     }
 }
@@ -256,11 +224,7 @@ fn c_string<const N: usize>(memory: Window, at: u64) -> ArrayString<N> {
             break;
         }
         let [value] = byte;
-        let shown = if value.is_ascii() {
-            char::from(value)
-        } else {
-            '?'
-        };
+        let shown = if value.is_ascii() { char::from(value) } else { '?' };
         if text.try_push(shown).is_err() {
             break;
         }
@@ -293,15 +257,8 @@ mod tests {
         info.add_region(0x2000, 0, 1);
         info.add_region(0x2000, 0x1000, 4);
         info.add_region(u64::MAX, 2, 1);
-        let ends: Vec<_> = info
-            .memory
-            .iter()
-            .map(|region| (region.end.0, region.kind))
-            .collect();
-        assert_eq!(
-            ends,
-            [(0x2000, RegionKind::Usable), (0x3000, RegionKind::Acpi)]
-        );
+        let ends: Vec<_> = info.memory.iter().map(|region| (region.end.0, region.kind)).collect();
+        assert_eq!(ends, [(0x2000, RegionKind::Usable), (0x3000, RegionKind::Acpi)]);
     }
 
     #[test]
@@ -312,10 +269,7 @@ mod tests {
         }
         info.add_region(0x8000_0000, 0x1000, 2);
         assert_eq!(info.memory.len(), MAX_REGIONS);
-        assert_eq!(
-            info.memory.last().map(|region| region.kind),
-            Some(RegionKind::Reserved)
-        );
+        assert_eq!(info.memory.last().map(|region| region.kind), Some(RegionKind::Reserved));
     }
 
     #[test]
@@ -338,10 +292,7 @@ mod tests {
 
     #[test]
     fn an_unknown_magic_is_named() {
-        let entry = BootEntry {
-            magic: 7,
-            info: Hpa(0),
-        };
+        let entry = BootEntry { magic: 7, info: Hpa(0) };
         assert_eq!(BootInfo::parse(entry, memory()), Err(BootError::Magic(7)));
     }
 }

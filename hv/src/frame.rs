@@ -102,14 +102,7 @@ impl Allocator {
     /// An allocator of `frames` frames from address 0 on, all taken, with its bitmap in `words` (see `words_for`).
     pub(crate) fn new(words: &'static mut [u64], frames: u64) -> Option<Self> {
         let map = Bitmap::new(words, frames)?;
-        Some(Self {
-            map,
-            owners: [Usage {
-                frames: 0,
-                quota: u64::MAX,
-            }; MAX_OWNERS],
-            mistakes: 0,
-        })
+        Some(Self { map, owners: [Usage { frames: 0, quota: u64::MAX }; MAX_OWNERS], mistakes: 0 })
     }
 
     /// Makes the whole frames inside `start..end` free (set-up).
@@ -133,13 +126,7 @@ impl Allocator {
         Some(Frame(frame))
     }
 
-    fn alloc_run(
-        &mut self,
-        owner: OwnerId,
-        count: u64,
-        align: u64,
-        placement: Placement,
-    ) -> Option<Frame> {
+    fn alloc_run(&mut self, owner: OwnerId, count: u64, align: u64, placement: Placement) -> Option<Frame> {
         if count == 0 || !align.is_power_of_two() {
             return None;
         }
@@ -172,10 +159,7 @@ impl Allocator {
     }
 
     fn usage(&self, owner: OwnerId) -> Usage {
-        self.owners
-            .get(usize::from(owner.0))
-            .copied()
-            .unwrap_or_default()
+        self.owners.get(usize::from(owner.0)).copied().unwrap_or_default()
     }
 
     fn room(&self, owner: OwnerId, count: u64) -> Option<()> {
@@ -244,13 +228,7 @@ mod tests {
         assert_eq!(alloc_run(VM, 3, 1, Placement::Low), None);
         assert_eq!(alloc_run(VM, 2, 1, Placement::Low), Some(Frame(17)));
         assert_eq!(alloc(VM), None);
-        assert_eq!(
-            usage(VM),
-            Usage {
-                frames: 3,
-                quota: 3
-            }
-        );
+        assert_eq!(usage(VM), Usage { frames: 3, quota: 3 });
         free_run(VM, frame, 3);
         assert_eq!((usage(VM).frames, free_frames(), mistakes()), (0, all, 0));
     }

@@ -24,10 +24,7 @@ static HEAP: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
 // exclusive. 3. Failure is a null pointer.
 unsafe impl GlobalAlloc for LockedHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.0
-            .lock()
-            .allocate_first_fit(layout)
-            .map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.0.lock().allocate_first_fit(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -40,18 +37,9 @@ unsafe impl GlobalAlloc for LockedHeap {
 
 /// Gives the heap its memory; `None` when there is not enough.
 pub(crate) fn init() -> Option<()> {
-    let first = frame::alloc_run(
-        OwnerId::HYPERVISOR,
-        HEAP_BYTES / PAGE_SIZE,
-        1,
-        Placement::Low,
-    )?;
+    let first = frame::alloc_run(OwnerId::HYPERVISOR, HEAP_BYTES / PAGE_SIZE, 1, Placement::Low)?;
     // SAFETY: 1. The run has just been taken for the heap alone and is mapped writable. 2. `boot` calls this once.
-    unsafe {
-        HEAP.0
-            .lock()
-            .init(phys::pointer(first.hpa()), HEAP_BYTES as usize)
-    };
+    unsafe { HEAP.0.lock().init(phys::pointer(first.hpa()), HEAP_BYTES as usize) };
     Some(())
 }
 

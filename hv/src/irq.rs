@@ -56,8 +56,7 @@ pub(crate) fn record(cpu: &PerCpu, vector: u8) {
         vector::STOP => Pending::STOP,
         vector::CONSOLE => Pending::CONSOLE,
         device if (vector::DEVICE..vector::DEVICE + vector::DEVICES).contains(&device) => {
-            cpu.devices
-                .fetch_or(1 << (device - vector::DEVICE), Ordering::AcqRel);
+            cpu.devices.fetch_or(1 << (device - vector::DEVICE), Ordering::AcqRel);
             Pending::DEVICE
         }
         _ => Pending::empty(),
@@ -140,14 +139,7 @@ mod tests {
 
     #[test]
     fn vectors_do_not_overlap() {
-        let fixed = [
-            vector::TIMER,
-            vector::KICK,
-            vector::FLUSH,
-            vector::STOP,
-            vector::CONSOLE,
-            vector::SPURIOUS,
-        ];
+        let fixed = [vector::TIMER, vector::KICK, vector::FLUSH, vector::STOP, vector::CONSOLE, vector::SPURIOUS];
         for (index, one) in fixed.iter().enumerate() {
             assert!(*one >= 0x20 && !fixed[..index].contains(one));
             assert!(!(vector::DEVICE..vector::DEVICE + vector::DEVICES).contains(one));

@@ -45,17 +45,12 @@ impl Image {
 
 /// Usable RAM in bytes.
 pub(crate) fn usable_bytes(info: &BootInfo) -> u64 {
-    info.usable()
-        .map(|region| region.end.0 - region.start.0)
-        .sum()
+    info.usable().map(|region| region.end.0 - region.start.0).sum()
 }
 
 /// Makes the frame allocator; `None` when there is no place for its bitmap.
 pub(crate) fn init_frames(info: &BootInfo, image: &Image) -> Option<()> {
-    let end = info
-        .usable()
-        .map(|region| region.end.0.min(HIGHEST))
-        .max()?;
+    let end = info.usable().map(|region| region.end.0.min(HIGHEST)).max()?;
     let frames = end / PAGE_SIZE;
     let words = frame::words_for(frames);
     let bytes = (words as u64 * 8).next_multiple_of(PAGE_SIZE);
@@ -69,11 +64,7 @@ pub(crate) fn init_frames(info: &BootInfo, image: &Image) -> Option<()> {
         allocator.add(Hpa(region.start.0.max(LOW_END)), region.end);
     }
     // Maps overlap on some machines: what anything else claims is not ours.
-    for region in info
-        .memory
-        .iter()
-        .filter(|region| region.kind != RegionKind::Usable)
-    {
+    for region in info.memory.iter().filter(|region| region.kind != RegionKind::Usable) {
         allocator.reserve(region.start, region.end);
     }
     for module in &info.modules {
@@ -91,9 +82,7 @@ fn find_place(info: &BootInfo, image: &Image, bytes: u64) -> Option<u64> {
     for region in info.usable() {
         let mut start = region.start.0.max(LOW_END).next_multiple_of(PAGE_SIZE);
         // Each turn steps past one obstacle, so there are at most as many as obstacles.
-        while let Some(obstacle) =
-            taken().find(|range| range.start < start + bytes && start < range.end)
-        {
+        while let Some(obstacle) = taken().find(|range| range.start < start + bytes && start < range.end) {
             start = obstacle.end.next_multiple_of(PAGE_SIZE);
         }
         let end = start.checked_add(bytes)?;
@@ -109,9 +98,7 @@ fn module_range(module: &Module) -> Range<u64> {
 }
 
 fn claimed(info: &BootInfo, start: u64, end: u64) -> bool {
-    info.memory.iter().any(|region| {
-        region.kind != RegionKind::Usable && region.start.0 < end && start < region.end.0
-    })
+    info.memory.iter().any(|region| region.kind != RegionKind::Usable && region.start.0 < end && start < region.end.0)
 }
 
 /// Makes the page tables that all CPUs run on.
@@ -128,12 +115,7 @@ pub(crate) fn init_paging(info: &BootInfo, image: &Image) -> Result<(), NoFrame>
 fn build(info: &BootInfo, image: &Image, giant: GiantPages) -> Result<PageTable, NoFrame> {
     let table = PageTable::new(giant)?;
     let map = |range: &Range<u64>, protection| {
-        table.map(
-            range.start,
-            Hpa(range.start),
-            range.end.saturating_sub(range.start),
-            protection,
-        )
+        table.map(range.start, Hpa(range.start), range.end.saturating_sub(range.start), protection)
     };
     map(&image.text, Protection::ReadExecute)?;
     map(&image.rodata, Protection::Read)?;
@@ -141,12 +123,7 @@ fn build(info: &BootInfo, image: &Image, giant: GiantPages) -> Result<PageTable,
     map(&image.bss, Protection::ReadWrite)?;
 
     let constant = image.constant();
-    table.map(
-        direct(constant.start),
-        Hpa(constant.start),
-        constant.end - constant.start,
-        Protection::Read,
-    )?;
+    table.map(direct(constant.start), Hpa(constant.start), constant.end - constant.start, Protection::Read)?;
     for region in info.usable() {
         map_direct(table, region)?;
     }
@@ -154,14 +131,7 @@ fn build(info: &BootInfo, image: &Image, giant: GiantPages) -> Result<PageTable,
         // A loader may leave modules out of the usable memory.
         let start = module.start.align_down(PAGE_SIZE);
         let end = Hpa(module.end().0.next_multiple_of(PAGE_SIZE));
-        map_direct(
-            table,
-            &Region {
-                start,
-                end,
-                kind: RegionKind::Usable,
-            },
-        )?;
+        map_direct(table, &Region { start, end, kind: RegionKind::Usable })?;
     }
     Ok(table)
 }
@@ -170,12 +140,7 @@ fn build(info: &BootInfo, image: &Image, giant: GiantPages) -> Result<PageTable,
 fn map_direct(table: PageTable, region: &Region) -> Result<(), NoFrame> {
     let start = region.start.0.next_multiple_of(PAGE_SIZE);
     let end = region.end.0.min(HIGHEST) & !(PAGE_SIZE - 1);
-    table.map(
-        direct(start),
-        Hpa(start),
-        end.saturating_sub(start),
-        Protection::ReadWrite,
-    )
+    table.map(direct(start), Hpa(start), end.saturating_sub(start), Protection::ReadWrite)
 }
 
 const fn direct(hpa: u64) -> u64 {
@@ -185,21 +150,12 @@ const fn direct(hpa: u64) -> u64 {
 /// A page below 1 MiB that other CPUs can start in: RAM that neither firmware nor a module needs.
 pub(crate) fn find_start_page(info: &BootInfo) -> Option<Hpa> {
     let usable = |page: u64| {
-        info.usable()
-            .any(|region| region.start.0 <= page && page + PAGE_SIZE <= region.end.0)
+        info.usable().any(|region| region.start.0 <= page && page + PAGE_SIZE <= region.end.0)
             && !claimed(info, page, page + PAGE_SIZE)
-            && !info
-                .modules
-                .iter()
-                .map(module_range)
-                .any(|range| range.start < page + PAGE_SIZE && page < range.end)
+            && !info.modules.iter().map(module_range).any(|range| range.start < page + PAGE_SIZE && page < range.end)
     };
     // Page 0 holds the real-mode vectors.
-    (1..LOW_END / PAGE_SIZE)
-        .rev()
-        .map(|page| page * PAGE_SIZE)
-        .find(|&page| usable(page))
-        .map(Hpa)
+    (1..LOW_END / PAGE_SIZE).rev().map(|page| page * PAGE_SIZE).find(|&page| usable(page)).map(Hpa)
 }
 
 #[cfg(test)]
@@ -220,11 +176,7 @@ mod tests {
     }
 
     fn info() -> BootInfo {
-        let region = |start, end, kind| Region {
-            start: Hpa(start),
-            end: Hpa(end),
-            kind,
-        };
+        let region = |start, end, kind| Region { start: Hpa(start), end: Hpa(end), kind };
         BootInfo {
             protocol: "test",
             memory: [
@@ -236,11 +188,7 @@ mod tests {
             .into_iter()
             .collect(),
             modules: [(0x12_0000, 0x1234), (0x9_8000, 0x6000)]
-                .map(|(start, len)| Module {
-                    start: Hpa(start),
-                    len,
-                    command_line: ArrayString::new(),
-                })
+                .map(|(start, len)| Module { start: Hpa(start), len, command_line: ArrayString::new() })
                 .into_iter()
                 .collect::<ArrayVec<_, 8>>(),
             command_line: ArrayString::new(),
@@ -253,18 +201,9 @@ mod tests {
         phys::fake::install(0x80_0000);
         init_frames(&info(), &image()).unwrap();
         let first = frame::alloc(frame::OwnerId::HYPERVISOR).unwrap();
-        assert_eq!(
-            first.hpa(),
-            Hpa(0x12_3000),
-            "behind image, module and the bitmap's page"
-        );
-        let last =
-            frame::alloc_run(frame::OwnerId::HYPERVISOR, 1, 1, frame::Placement::High).unwrap();
-        assert_eq!(
-            last.hpa(),
-            Hpa(0x7E_F000),
-            "below the overlapping ACPI region"
-        );
+        assert_eq!(first.hpa(), Hpa(0x12_3000), "behind image, module and the bitmap's page");
+        let last = frame::alloc_run(frame::OwnerId::HYPERVISOR, 1, 1, frame::Placement::High).unwrap();
+        assert_eq!(last.hpa(), Hpa(0x7E_F000), "below the overlapping ACPI region");
     }
 
     #[test]
@@ -279,10 +218,7 @@ mod tests {
             let phys = virt & !DIRECT_BASE;
             let constant = phys < image().rodata.end && phys + size > image().text.start;
             assert!(!(writable && constant), "{virt:#x}");
-            assert!(
-                !(0x11_5000..0x11_6000).contains(&virt),
-                "the guard page is mapped"
-            );
+            assert!(!(0x11_5000..0x11_6000).contains(&virt), "the guard page is mapped");
             mapped += size;
         });
         let image_bytes = 0x1_F000;

@@ -15,8 +15,7 @@ macro_rules! access {
     ($read:ident, $write:ident, $type:ty) => {
         /// Reads the register at `offset`.
         pub fn $read(self, offset: u64) -> $type {
-            self.at::<$type>(offset)
-                .map_or(<$type>::MAX, VolatilePtr::read)
+            self.at::<$type>(offset).map_or(<$type>::MAX, VolatilePtr::read)
         }
 
         /// Writes the register at `offset`.
@@ -57,9 +56,7 @@ impl Mmio {
         if end > self.len || !address.is_multiple_of(size) {
             return None;
         }
-        let pointer = NonNull::new(core::ptr::with_exposed_provenance_mut::<T>(
-            address as usize,
-        ))?;
+        let pointer = NonNull::new(core::ptr::with_exposed_provenance_mut::<T>(address as usize))?;
         // SAFETY: 1. Inside the range and aligned, as checked above. 2. `Mmio::new` promises mapped device registers,
         // for which every bit pattern is a value.
         Some(unsafe { VolatilePtr::new(pointer) })
@@ -76,16 +73,10 @@ mod tests {
         // SAFETY: 1. 16 leaked bytes stand in for registers.
         let mmio = unsafe { Mmio::new(bytes.as_mut_ptr().expose_provenance() as u64, 16) };
         mmio.write32(4, 0x1234_5678);
-        assert_eq!(
-            (mmio.read64(0), mmio.read16(6), mmio.read8(4)),
-            (0x1234_5678_0000_0000, 0x1234, 0x78)
-        );
+        assert_eq!((mmio.read64(0), mmio.read16(6), mmio.read8(4)), (0x1234_5678_0000_0000, 0x1234, 0x78));
         mmio.write32(14, 1);
         mmio.write64(u64::MAX - 3, 1);
-        assert_eq!(
-            (mmio.read32(14), mmio.read64(16), mmio.read32(2)),
-            (u32::MAX, u64::MAX, u32::MAX)
-        );
+        assert_eq!((mmio.read32(14), mmio.read64(16), mmio.read32(2)), (u32::MAX, u64::MAX, u32::MAX));
         assert_eq!(mmio.read64(8), 0);
     }
 }

@@ -47,11 +47,7 @@ impl Protection {
             Self::Read => Flags::PRESENT | Flags::NO_EXECUTE,
             Self::ReadWrite => Flags::PRESENT | Flags::NO_EXECUTE | Flags::WRITABLE,
             Self::Device => {
-                Flags::PRESENT
-                    | Flags::NO_EXECUTE
-                    | Flags::WRITABLE
-                    | Flags::NO_CACHE
-                    | Flags::WRITE_THROUGH
+                Flags::PRESENT | Flags::NO_EXECUTE | Flags::WRITABLE | Flags::NO_CACHE | Flags::WRITE_THROUGH
             }
         }
     }
@@ -86,9 +82,7 @@ impl PageTable {
     /// # Errors
     /// `NoFrame` when memory is spent.
     pub fn new(giant: GiantPages) -> Result<Self, NoFrame> {
-        let root = frame::alloc_zeroed(OwnerId::HYPERVISOR)
-            .ok_or(NoFrame)?
-            .hpa();
+        let root = frame::alloc_zeroed(OwnerId::HYPERVISOR).ok_or(NoFrame)?.hpa();
         Ok(Self { root, giant })
     }
 
@@ -102,13 +96,7 @@ impl PageTable {
     ///
     /// # Errors
     /// `NoFrame` when memory is spent: the range is then mapped in part.
-    pub fn map(
-        self,
-        virt: u64,
-        phys: Hpa,
-        len: u64,
-        protection: Protection,
-    ) -> Result<(), NoFrame> {
+    pub fn map(self, virt: u64, phys: Hpa, len: u64, protection: Protection) -> Result<(), NoFrame> {
         let mut done = 0;
         while done < len {
             done += self.map_one(virt + done, phys.wrapping_add(done), len - done, protection)?;
@@ -117,37 +105,19 @@ impl PageTable {
     }
 
     /// Maps one page, or steps over one that is mapped; gives how far that went.
-    fn map_one(
-        self,
-        virt: u64,
-        phys: Hpa,
-        left: u64,
-        protection: Protection,
-    ) -> Result<u64, NoFrame> {
+    fn map_one(self, virt: u64, phys: Hpa, left: u64, protection: Protection) -> Result<u64, NoFrame> {
         let mut table = self.root;
         for level in (1..4u32).rev() {
             let size = page_size(level + 1);
             let entry = read(table, index(virt, level + 1));
             if entry & Flags::PRESENT.bits() == 0 {
-                let fits = self.has_pages(level + 1)
-                    && size <= left
-                    && (virt | phys.0).is_multiple_of(size);
+                let fits = self.has_pages(level + 1) && size <= left && (virt | phys.0).is_multiple_of(size);
                 if fits {
-                    write(
-                        table,
-                        index(virt, level + 1),
-                        phys.0 | protection.flags().bits() | Flags::HUGE_PAGE.bits(),
-                    );
+                    write(table, index(virt, level + 1), phys.0 | protection.flags().bits() | Flags::HUGE_PAGE.bits());
                     return Ok(size);
                 }
-                let below = frame::alloc_zeroed(OwnerId::HYPERVISOR)
-                    .ok_or(NoFrame)?
-                    .hpa();
-                write(
-                    table,
-                    index(virt, level + 1),
-                    below.0 | (Flags::PRESENT | Flags::WRITABLE).bits(),
-                );
+                let below = frame::alloc_zeroed(OwnerId::HYPERVISOR).ok_or(NoFrame)?.hpa();
+                write(table, index(virt, level + 1), below.0 | (Flags::PRESENT | Flags::WRITABLE).bits());
                 table = below;
             } else if is_leaf(level + 1, entry) {
                 return Ok(size - virt % size);
@@ -182,17 +152,9 @@ fn walk(table: Hpa, level: u32, virt: u64, each: &mut dyn FnMut(u64, u64, Flags)
             continue;
         }
         let at = virt | index << (12 + 9 * (level - 1));
-        let at = if at & 1 << 47 != 0 {
-            at | 0xFFFF_0000_0000_0000
-        } else {
-            at
-        };
+        let at = if at & 1 << 47 != 0 { at | 0xFFFF_0000_0000_0000 } else { at };
         if level == 1 || is_leaf(level, entry) {
-            each(
-                at,
-                page_size(level),
-                Flags::from_bits_retain(entry & !ADDRESS),
-            );
+            each(at, page_size(level), Flags::from_bits_retain(entry & !ADDRESS));
         } else {
             walk(Hpa(entry & ADDRESS), level - 1, at, each);
         }
@@ -264,20 +226,11 @@ pub(crate) fn map_firmware(hpa: Hpa, len: u64) -> Result<u64, NoFrame> {
 }
 
 fn map_offset(base: u64, hpa: Hpa, len: u64, protection: Protection) -> Result<u64, NoFrame> {
-    let end = hpa
-        .0
-        .checked_add(len)
-        .filter(|&end| end <= REGION_BYTES)
-        .ok_or(NoFrame)?;
+    let end = hpa.0.checked_add(len).filter(|&end| end <= REGION_BYTES).ok_or(NoFrame)?;
     let start = hpa.align_down(PAGE_SIZE);
     let space = ADDRESS_SPACE.lock();
     let table = (*space).ok_or(NoFrame)?;
-    table.map(
-        base + start.0,
-        start,
-        end.next_multiple_of(PAGE_SIZE) - start.0,
-        protection,
-    )?;
+    table.map(base + start.0, start, end.next_multiple_of(PAGE_SIZE) - start.0, protection)?;
     Ok(base + hpa.0)
 }
 
@@ -288,12 +241,7 @@ pub(crate) fn map_stack(slot: u32) -> Result<u64, NoFrame> {
     let table = (*space).ok_or(NoFrame)?;
     for page in 0..STACK_BYTES / PAGE_SIZE {
         let frame = frame::alloc(OwnerId::HYPERVISOR).ok_or(NoFrame)?;
-        table.map(
-            bottom + page * PAGE_SIZE,
-            frame.hpa(),
-            PAGE_SIZE,
-            Protection::ReadWrite,
-        )?;
+        table.map(bottom + page * PAGE_SIZE, frame.hpa(), PAGE_SIZE, Protection::ReadWrite)?;
     }
     Ok(bottom + STACK_BYTES)
 }
@@ -320,9 +268,7 @@ mod tests {
 
     fn pages(table: PageTable) -> Vec<(u64, u64, Flags)> {
         let mut found = Vec::new();
-        table.for_each_page(&mut |virt, size, flags| {
-            found.push((virt, size, flags - Flags::HUGE_PAGE))
-        });
+        table.for_each_page(&mut |virt, size, flags| found.push((virt, size, flags - Flags::HUGE_PAGE)));
         found
     }
 
@@ -330,30 +276,12 @@ mod tests {
     fn uses_the_largest_pages_that_fit() {
         let table = table(GiantPages::Present);
         let virt = 0xFFFF_8000_0000_0000;
-        table
-            .map(
-                virt + 0x1FF000,
-                Hpa(0x1FF000),
-                (1 << 30) + 0x2000,
-                Protection::ReadWrite,
-            )
-            .unwrap();
+        table.map(virt + 0x1FF000, Hpa(0x1FF000), (1 << 30) + 0x2000, Protection::ReadWrite).unwrap();
         let found = pages(table);
-        assert_eq!(
-            found.first().map(|page| (page.0, page.1)),
-            Some((virt + 0x1FF000, 0x1000))
-        );
-        assert_eq!(
-            found.get(1).map(|page| (page.0, page.1)),
-            Some((virt + 0x20_0000, 0x20_0000))
-        );
-        assert_eq!(
-            found.iter().map(|page| page.1).sum::<u64>(),
-            (1 << 30) + 0x2000
-        );
-        table
-            .map(virt + (4 << 30), Hpa(4 << 30), 1 << 30, Protection::Read)
-            .unwrap();
+        assert_eq!(found.first().map(|page| (page.0, page.1)), Some((virt + 0x1FF000, 0x1000)));
+        assert_eq!(found.get(1).map(|page| (page.0, page.1)), Some((virt + 0x20_0000, 0x20_0000)));
+        assert_eq!(found.iter().map(|page| page.1).sum::<u64>(), (1 << 30) + 0x2000);
+        table.map(virt + (4 << 30), Hpa(4 << 30), 1 << 30, Protection::Read).unwrap();
         assert_eq!(pages(table).last().map(|page| page.1), Some(1 << 30));
     }
 
@@ -367,29 +295,17 @@ mod tests {
     #[test]
     fn what_is_mapped_stays() {
         let table = table(GiantPages::Present);
-        table
-            .map(0x20_1000, Hpa(0x20_1000), 0x1000, Protection::Read)
-            .unwrap();
-        table
-            .map(0x20_0000, Hpa(0x20_0000), 0x40_0000, Protection::ReadWrite)
-            .unwrap();
+        table.map(0x20_1000, Hpa(0x20_1000), 0x1000, Protection::Read).unwrap();
+        table.map(0x20_0000, Hpa(0x20_0000), 0x40_0000, Protection::ReadWrite).unwrap();
         let found = pages(table);
         assert_eq!(found.len(), 512 + 1);
         assert_eq!(found[1], (0x20_1000, 0x1000, Protection::Read.flags()));
-        assert_eq!(
-            found[512],
-            (0x40_0000, 0x20_0000, Protection::ReadWrite.flags())
-        );
+        assert_eq!(found[512], (0x40_0000, 0x20_0000, Protection::ReadWrite.flags()));
     }
 
     #[test]
     fn no_protection_is_writable_and_executable() {
-        for protection in [
-            Protection::ReadExecute,
-            Protection::Read,
-            Protection::ReadWrite,
-            Protection::Device,
-        ] {
+        for protection in [Protection::ReadExecute, Protection::Read, Protection::ReadWrite, Protection::Device] {
             let flags = protection.flags();
             assert!(!flags.contains(Flags::WRITABLE) || flags.contains(Flags::NO_EXECUTE));
         }

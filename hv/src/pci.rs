@@ -57,11 +57,7 @@ pub(crate) fn init(facts: &Facts) -> Result<(), NoFrame> {
 impl Function {
     /// The function at a place, if there is one.
     pub fn find(bus: u8, device: u8, function: u8) -> Option<Self> {
-        let found = Self {
-            bus,
-            device: device & 31,
-            function: function & 7,
-        };
+        let found = Self { bus, device: device & 31, function: function & 7 };
         (found.read16(0) != u16::MAX).then_some(found)
     }
 
@@ -129,20 +125,14 @@ impl Function {
     /// the slot is out of its reach.
     pub fn enable_msi(self, cpu: CpuId, slot: u8) -> Option<()> {
         let apic_id = percpu::get(cpu)?.apic_id();
-        let vector = vector::DEVICE
-            .checked_add(slot)
-            .filter(|_| slot < vector::DEVICES)?;
+        let vector = vector::DEVICE.checked_add(slot).filter(|_| slot < vector::DEVICES)?;
         config::enable_msi(&self, u8::try_from(apic_id).ok()?, vector)
     }
 
     fn window(self, offset: u16) -> Option<(Mmio, u64)> {
         let &(ecam, window) = ECAM.get()?;
-        let bus = self
-            .bus
-            .checked_sub(ecam.first_bus)
-            .filter(|_| self.bus <= ecam.last_bus)?;
-        let place =
-            u64::from(bus) << 20 | u64::from(self.device) << 15 | u64::from(self.function) << 12;
+        let bus = self.bus.checked_sub(ecam.first_bus).filter(|_| self.bus <= ecam.last_bus)?;
+        let place = u64::from(bus) << 20 | u64::from(self.device) << 15 | u64::from(self.function) << 12;
         Some((window, place | u64::from(offset & 0xFFF)))
     }
 
@@ -150,14 +140,10 @@ impl Function {
         if offset > 0xFF {
             return None;
         }
-        let place = u32::from(self.bus) << 16
-            | u32::from(self.device) << 11
-            | u32::from(self.function) << 8;
+        let place = u32::from(self.bus) << 16 | u32::from(self.device) << 11 | u32::from(self.function) << 8;
         let _pair = PORTS.lock();
         // SAFETY: 1. These are the configuration ports of every PC; the lock keeps address and data together.
-        unsafe {
-            Port::<u32>::new(CONFIG_ADDRESS).write(1 << 31 | place | u32::from(offset & 0xFC))
-        };
+        unsafe { Port::<u32>::new(CONFIG_ADDRESS).write(1 << 31 | place | u32::from(offset & 0xFC)) };
         Some(access(&mut Port::new(CONFIG_DATA)))
     }
 }

@@ -231,9 +231,7 @@ pub mod fake {
     }
 
     pub(crate) fn pointer(hpa: Hpa) -> *mut u8 {
-        let (base, len) = ARENA
-            .get()
-            .expect("phys::fake::install was not called in this test");
+        let (base, len) = ARENA.get().expect("phys::fake::install was not called in this test");
         assert!(hpa.0 <= len, "{hpa:?} lies outside the test's memory");
         base.wrapping_add(hpa.0 as usize)
     }
@@ -262,12 +260,7 @@ mod tests {
                 assert_eq!(back, data);
                 let mut all = [0u8; 64];
                 window.read(0, &mut all).unwrap();
-                assert!(
-                    all[..start as usize]
-                        .iter()
-                        .chain(&all[start as usize + len..])
-                        .all(|&byte| byte == 0)
-                );
+                assert!(all[..start as usize].iter().chain(&all[start as usize + len..]).all(|&byte| byte == 0));
             }
         }
     }

@@ -38,10 +38,7 @@ static POWER_OFF: AtomicU32 = AtomicU32::new(0);
 
 /// Tells how ACPI turns this machine off.
 pub(crate) fn set_power_off(pm1a_cnt: u16, slp_typ: u8) {
-    POWER_OFF.store(
-        u32::from(pm1a_cnt) | u32::from(slp_typ & 7) << 16,
-        Ordering::Relaxed,
-    );
+    POWER_OFF.store(u32::from(pm1a_cnt) | u32::from(slp_typ & 7) << 16, Ordering::Relaxed);
 }
 
 /// Ends the run: tells the emulator, turns the machine off, or halts.

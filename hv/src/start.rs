@@ -64,9 +64,9 @@ impl fmt::Display for Error {
                 LEAST_BYTES >> 20
             ),
             Self::Acpi(error) => error.fmt(f),
-            Self::NoTimer => f.write_str(
-                "time: neither the ACPI PM timer nor the 8254 counts; enable one in the firmware",
-            ),
+            Self::NoTimer => {
+                f.write_str("time: neither the ACPI PM timer nor the 8254 counts; enable one in the firmware")
+            }
         }
     }
 }
@@ -141,8 +141,7 @@ fn current_tables() -> Hpa {
 /// Gives the boot CPU its own data, tables and stack (used from `smp::start` on).
 fn init_boot_cpu() -> Result<(), NoFrame> {
     let this: &'static PerCpu = Box::leak(Box::new(PerCpu::new(CpuId(0), apic::id())));
-    this.stack_top
-        .store(paging::map_stack(0)?, Ordering::Relaxed);
+    this.stack_top.store(paging::map_stack(0)?, Ordering::Relaxed);
     this.state.store(smp::PARKED, Ordering::Release);
     percpu::register(this);
     percpu::attach(this);

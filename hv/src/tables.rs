@@ -103,15 +103,9 @@ fn build_idt_with_stacks() -> InterruptDescriptorTable {
     let stub = trap::stub_address;
     // SAFETY: 1. As in `build_idt`. 2. `build_tss` gives every CPU these stacks, and `load` loads the TSS first.
     unsafe {
-        idt.non_maskable_interrupt
-            .set_handler_addr(stub(2))
-            .set_stack_index(IST_NMI);
-        idt.double_fault
-            .set_handler_addr(stub(8))
-            .set_stack_index(IST_DOUBLE_FAULT);
-        idt.machine_check
-            .set_handler_addr(stub(18))
-            .set_stack_index(IST_MACHINE_CHECK);
+        idt.non_maskable_interrupt.set_handler_addr(stub(2)).set_stack_index(IST_NMI);
+        idt.double_fault.set_handler_addr(stub(8)).set_stack_index(IST_DOUBLE_FAULT);
+        idt.machine_check.set_handler_addr(stub(18)).set_stack_index(IST_MACHINE_CHECK);
     }
     idt
 }

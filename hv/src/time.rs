@@ -93,9 +93,7 @@ pub fn spin(nanos: u64) {
 
 /// Measures the TSC and the local APIC timer for 20 ms; `None` when neither reference moves.
 pub(crate) fn measure(pm_timer: Option<PmTimer>) -> Option<Rates> {
-    pm_timer
-        .and_then(measure_by_pm_timer)
-        .or_else(measure_by_pit)
+    pm_timer.and_then(measure_by_pm_timer).or_else(measure_by_pit)
 }
 
 /// The counters at one moment.
@@ -108,17 +106,11 @@ struct Sample {
 
 impl Sample {
     fn rates(self, end: Self, reference_hz: u64, elapsed: u32) -> Option<Rates> {
-        let per_second = |ticks: u64| {
-            ticks
-                .checked_mul(reference_hz)?
-                .checked_div(u64::from(elapsed))
-        };
+        let per_second = |ticks: u64| ticks.checked_mul(reference_hz)?.checked_div(u64::from(elapsed));
         // The APIC's timer counts down.
         let apic = self.apic.wrapping_sub(end.apic);
-        let rates = Rates {
-            tsc_hz: per_second(end.tsc.checked_sub(self.tsc)?)?,
-            apic_hz: per_second(u64::from(apic))?,
-        };
+        let rates =
+            Rates { tsc_hz: per_second(end.tsc.checked_sub(self.tsc)?)?, apic_hz: per_second(u64::from(apic))? };
         (rates.tsc_hz > 1_000_000).then_some(rates)
     }
 }
@@ -135,37 +127,19 @@ fn measure_by_pm_timer(timer: PmTimer) -> Option<Rates> {
     }
     let end = sample(&mut read);
     apic::disarm();
-    start.rates(
-        end,
-        PM_HZ,
-        end.reference.wrapping_sub(start.reference) & PM_MASK,
-    )
+    start.rates(end, PM_HZ, end.reference.wrapping_sub(start.reference) & PM_MASK)
 }
 
 /// The tightest of a few samples: one taken while an emulator's host was away would spoil the rate.
 fn sample(read: &mut dyn FnMut() -> u32) -> Sample {
-    let mut best = (
-        u64::MAX,
-        Sample {
-            reference: 0,
-            tsc: 0,
-            apic: 0,
-        },
-    );
+    let mut best = (u64::MAX, Sample { reference: 0, tsc: 0, apic: 0 });
     for _ in 0..8 {
         let before = tsc();
         let reference = read();
         let apic = apic::timer_count();
         let gap = tsc() - before;
         if gap < best.0 {
-            best = (
-                gap,
-                Sample {
-                    reference,
-                    tsc: before + gap / 2,
-                    apic,
-                },
-            );
+            best = (gap, Sample { reference, tsc: before + gap / 2, apic });
         }
     }
     best.1
@@ -173,11 +147,7 @@ fn sample(read: &mut dyn FnMut() -> u32) -> Sample {
 
 /// Counts the 8254's channel 2 down once, its gate and output being in port 0x61 (bits 0 and 5).
 fn measure_by_pit() -> Option<Rates> {
-    let (mut command, mut data, mut control) = (
-        Port::<u8>::new(0x43),
-        Port::<u8>::new(0x42),
-        Port::<u8>::new(0x61),
-    );
+    let (mut command, mut data, mut control) = (Port::<u8>::new(0x43), Port::<u8>::new(0x42), Port::<u8>::new(0x61));
     // SAFETY: 1. These ports are the 8254 and its gate on every PC, and nobody else uses channel 2 (the speaker, whose
     // bit 1 stays clear).
     let mut ended = unsafe {
@@ -192,20 +162,12 @@ fn measure_by_pit() -> Option<Rates> {
         move || control.read() & 0x20 != 0
     };
     apic::free_run();
-    let start = Sample {
-        reference: 0,
-        tsc: tsc(),
-        apic: apic::timer_count(),
-    };
+    let start = Sample { reference: 0, tsc: tsc(), apic: apic::timer_count() };
     let mut patience = PATIENCE;
     while !ended() {
         patience = patience.checked_sub(1)?;
     }
-    let end = Sample {
-        reference: 0,
-        tsc: tsc(),
-        apic: apic::timer_count(),
-    };
+    let end = Sample { reference: 0, tsc: tsc(), apic: apic::timer_count() };
     apic::disarm();
     start.rates(end, PIT_HZ, u32::from(PIT_TICKS))
 }
@@ -216,16 +178,8 @@ mod tests {
 
     #[test]
     fn rates_follow_from_two_samples() {
-        let start = Sample {
-            reference: 0xFF_FFF0,
-            tsc: 1000,
-            apic: u32::MAX,
-        };
-        let end = Sample {
-            reference: PM_TICKS - 0x10,
-            tsc: 1000 + 40_000_000,
-            apic: u32::MAX - 2_000_000,
-        };
+        let start = Sample { reference: 0xFF_FFF0, tsc: 1000, apic: u32::MAX };
+        let end = Sample { reference: PM_TICKS - 0x10, tsc: 1000 + 40_000_000, apic: u32::MAX - 2_000_000 };
         let elapsed = end.reference.wrapping_sub(start.reference) & PM_MASK;
         let rates = start.rates(end, PM_HZ, elapsed).unwrap();
         assert!(rates.tsc_hz.abs_diff(2_000_000_000) < 30_000, "{rates:?}");

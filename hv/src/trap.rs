@@ -40,9 +40,8 @@ pub(crate) struct Frame {
 
 /// Names by vector (SDM volume 3A, table 6-1).
 const NAMES: [&str; 32] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP",
-    "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "22", "23", "24", "25", "26", "27",
-    "#HV", "#VC", "#SX", "31",
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "9", "#TS", "#NP", "#SS", "#GP", "#PF", "15", "#MF",
+    "#AC", "#MC", "#XM", "#VE", "#CP", "22", "23", "24", "25", "26", "27", "#HV", "#VC", "#SX", "31",
 ];
 
 const BREAKPOINT: u8 = 3;
@@ -116,20 +115,14 @@ fn nmi() {
     if crate::panic::is_over() {
         power::halt();
     }
-    percpu::this()
-        .pending
-        .fetch_or(Pending::NMI.bits(), Ordering::AcqRel);
+    percpu::this().pending.fetch_or(Pending::NMI.bits(), Ordering::AcqRel);
 }
 
 #[cold]
 fn fatal(vector: u8, frame: &Frame) -> ! {
     crate::panic::begin();
     let name = NAMES.get(usize::from(vector)).copied().unwrap_or("?");
-    say!(
-        "PANIC: exception {name} in Prism, error {:#x}, cr2 {:#x}",
-        frame.error,
-        Cr2::read_raw()
-    );
+    say!("PANIC: exception {name} in Prism, error {:#x}, cr2 {:#x}", frame.error, Cr2::read_raw());
     say!(
         "  rip {:#018x} rsp {:#018x} rflags {:#x} cs {:#x} ss {:#x}",
         frame.rip,
@@ -138,32 +131,9 @@ fn fatal(vector: u8, frame: &Frame) -> ! {
         frame.cs,
         frame.ss
     );
-    say!(
-        "  rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}",
-        frame.rax,
-        frame.rbx,
-        frame.rcx,
-        frame.rdx
-    );
-    say!(
-        "  rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}",
-        frame.rsi,
-        frame.rdi,
-        frame.rbp,
-        frame.r8
-    );
-    say!(
-        "  r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}",
-        frame.r9,
-        frame.r10,
-        frame.r11,
-        frame.r12
-    );
-    say!(
-        "  r13 {:#018x} r14 {:#018x} r15 {:#018x}",
-        frame.r13,
-        frame.r14,
-        frame.r15
-    );
+    say!("  rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
+    say!("  rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
+    say!("  r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}", frame.r9, frame.r10, frame.r11, frame.r12);
+    say!("  r13 {:#018x} r14 {:#018x} r15 {:#018x}", frame.r13, frame.r14, frame.r15);
     power::exit(Exit::Panic)
 }

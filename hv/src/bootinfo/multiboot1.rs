@@ -25,33 +25,19 @@ const ENTRY_BYTES: u32 = 20;
 const MOST_ENTRIES: u32 = 4096;
 
 pub(super) fn parse(info: Hpa, memory: Window) -> Result<BootInfo, BootError> {
-    let word = |at: u64| {
-        info.0
-            .checked_add(at)
-            .and_then(|at| word_at(memory, at))
-            .ok_or(BootError::Malformed("information"))
-    };
+    let word =
+        |at: u64| info.0.checked_add(at).and_then(|at| word_at(memory, at)).ok_or(BootError::Malformed("information"));
     let mut found = BootInfo::new("multiboot1");
     let flags = word(AT_FLAGS)?;
     if flags & MMAP == 0 {
         return Err(BootError::NoMemoryMap);
     }
-    memory_map(
-        &mut found,
-        memory,
-        word(AT_MMAP_ADDR)?,
-        word(AT_MMAP_LENGTH)?,
-    )?;
+    memory_map(&mut found, memory, word(AT_MMAP_ADDR)?, word(AT_MMAP_LENGTH)?)?;
     if flags & CMDLINE != 0 {
         found.command_line = c_string(memory, u64::from(word(AT_CMDLINE)?));
     }
     if flags & MODS != 0 {
-        modules(
-            &mut found,
-            memory,
-            word(AT_MODS_ADDR)?,
-            word(AT_MODS_COUNT)?,
-        )?;
+        modules(&mut found, memory, word(AT_MODS_ADDR)?, word(AT_MODS_COUNT)?)?;
     }
     Ok(found)
 }
@@ -64,20 +50,13 @@ fn memory_map(found: &mut BootInfo, memory: Window, start: u32, len: u32) -> Res
         if at + 4 + u64::from(ENTRY_BYTES) > end {
             return Ok(());
         }
-        let size = word_at(memory, at)
-            .filter(|&size| size >= ENTRY_BYTES)
-            .ok_or(BAD)?;
+        let size = word_at(memory, at).filter(|&size| size >= ENTRY_BYTES).ok_or(BAD)?;
         let mut entry = [0; ENTRY_BYTES as usize];
         memory.read(at + 4, &mut entry).map_err(|_| BAD)?;
         let [base, length] = [0, 8].map(|offset| {
-            entry
-                .get(offset..)
-                .and_then(<[u8]>::first_chunk)
-                .map_or(0, |bytes| u64::from_le_bytes(*bytes))
+            entry.get(offset..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
         });
-        let kind = entry
-            .last_chunk()
-            .map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let kind = entry.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
         found.add_region(base, length, kind);
         at += 4 + u64::from(size);
     }
@@ -91,11 +70,7 @@ fn modules(found: &mut BootInfo, memory: Window, start: u32, count: u32) -> Resu
         let word = |offset: u64| word_at(memory, at + offset).map(u64::from).ok_or(BAD);
         let (first, end, name) = (word(0)?, word(4)?, word(8)?);
         let len = end.checked_sub(first).ok_or(BAD)?;
-        let command_line = if name == 0 {
-            Default::default()
-        } else {
-            c_string(memory, name)
-        };
+        let command_line = if name == 0 { Default::default() } else { c_string(memory, name) };
         found.add_module(first, len, command_line)?;
     }
     Ok(())
@@ -104,10 +79,7 @@ fn modules(found: &mut BootInfo, memory: Window, start: u32, count: u32) -> Resu
 /// A dword at any address: the specification promises no alignment.
 fn word_at(memory: Window, at: u64) -> Option<u32> {
     let mut bytes = [0; 4];
-    memory
-        .read(at, &mut bytes)
-        .ok()
-        .map(|()| u32::from_le_bytes(bytes))
+    memory.read(at, &mut bytes).ok().map(|()| u32::from_le_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -142,10 +114,7 @@ mod tests {
         assert_eq!(info.modules[0].len, 0x123);
         assert_eq!(info.modules[0].command_line.as_str(), "bundle.cpio");
         assert_eq!(info.memory.len(), 2);
-        assert_eq!(
-            (info.memory[1].start, info.memory[1].end),
-            (Hpa(0x1_0010_0000), Hpa(0x1_4010_0000))
-        );
+        assert_eq!((info.memory[1].start, info.memory[1].end), (Hpa(0x1_0010_0000), Hpa(0x1_4010_0000)));
         assert_eq!(info.memory[1].kind, RegionKind::Usable);
         assert_eq!(info.acpi, AcpiRoot::Search);
     }
@@ -154,30 +123,18 @@ mod tests {
     fn refuses_what_does_not_parse() {
         let memory = filled(1);
         put_words(memory, 0x4000, &[4]);
-        assert_eq!(
-            parse(Hpa(0x1000), memory),
-            Err(BootError::Malformed("memory map"))
-        );
+        assert_eq!(parse(Hpa(0x1000), memory), Err(BootError::Malformed("memory map")));
         let memory = filled(1);
         put_words(memory, 0x3000, &[5, 4]);
-        assert_eq!(
-            parse(Hpa(0x1000), memory),
-            Err(BootError::Malformed("module list"))
-        );
+        assert_eq!(parse(Hpa(0x1000), memory), Err(BootError::Malformed("module list")));
         let memory = filled(1);
         put_words(memory, 0x1000, &[MODS]);
         assert_eq!(parse(Hpa(0x1000), memory), Err(BootError::NoMemoryMap));
-        assert_eq!(
-            parse(Hpa(u64::MAX), filled(1)),
-            Err(BootError::Malformed("information"))
-        );
+        assert_eq!(parse(Hpa(u64::MAX), filled(1)), Err(BootError::Malformed("information")));
     }
 
     #[test]
     fn a_huge_module_count_ends() {
-        assert!(matches!(
-            parse(Hpa(0x1000), filled(u32::MAX)),
-            Err(BootError::Malformed(_))
-        ));
+        assert!(matches!(parse(Hpa(0x1000), filled(u32::MAX)), Err(BootError::Malformed(_))));
     }
 }

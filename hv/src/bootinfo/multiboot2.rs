@@ -15,15 +15,11 @@ const AREA_BYTES: u32 = 24;
 
 pub(super) fn parse(info: Hpa, memory: Window) -> Result<BootInfo, BootError> {
     const BAD: BootError = BootError::Malformed("information");
-    let total = memory
-        .read_u32(info.0)
-        .filter(|&total| total <= MOST_BYTES)
-        .ok_or(BAD)?;
+    let total = memory.read_u32(info.0).filter(|&total| total <= MOST_BYTES).ok_or(BAD)?;
     memory.part(info.0, u64::from(total)).ok_or(BAD)?;
     // SAFETY: 1. The range, bounded above, is mapped. 2. Nothing writes to it while `loaded` lives: the other CPUs
     // are not started, and this function only reads.
-    let loaded =
-        unsafe { BootInformation::load(phys::pointer(info).cast::<BootInformationHeader>()) };
+    let loaded = unsafe { BootInformation::load(phys::pointer(info).cast::<BootInformationHeader>()) };
     let loaded = loaded.map_err(|_| BAD)?;
     check_shapes(&loaded)?;
 
@@ -67,28 +63,17 @@ fn check_shapes(loaded: &BootInformation<'_>) -> Result<(), BootError> {
 }
 
 fn add_module(found: &mut BootInfo, module: &ModuleTag) -> Result<(), BootError> {
-    let (start, end) = (
-        u64::from(module.start_address()),
-        u64::from(module.end_address()),
-    );
-    let len = end
-        .checked_sub(start)
-        .ok_or(BootError::Malformed("module list"))?;
+    let (start, end) = (u64::from(module.start_address()), u64::from(module.end_address()));
+    let len = end.checked_sub(start).ok_or(BootError::Malformed("module list"))?;
     found.add_module(start, len, cut(module.cmdline().unwrap_or_default()))
 }
 
 /// The loader passes a copy of the RSDP inside the information, so take the table's address from it.
 fn acpi_root(loaded: &BootInformation<'_>) -> AcpiRoot {
     if let Some(tag) = loaded.rsdp_v2_tag() {
-        AcpiRoot::Table {
-            revision: tag.revision(),
-            address: Hpa(tag.xsdt_address() as u64),
-        }
+        AcpiRoot::Table { revision: tag.revision(), address: Hpa(tag.xsdt_address() as u64) }
     } else if let Some(tag) = loaded.rsdp_v1_tag() {
-        AcpiRoot::Table {
-            revision: 0,
-            address: Hpa(tag.rsdt_address() as u64),
-        }
+        AcpiRoot::Table { revision: 0, address: Hpa(tag.rsdt_address() as u64) }
     } else {
         AcpiRoot::Search
     }
@@ -130,27 +115,14 @@ mod tests {
     #[test]
     fn reads_all_that_prism_uses() {
         let module: &[u32] = &[0x4000, 0x4800, SELF, 0];
-        let memory = filled(&[
-            MAP,
-            (1, &[SELF, TEST, 0]),
-            (3, module),
-            (14, &[0x2044_5352, 0x2052_5450, 0, 0, 0x7FE_0000]),
-        ]);
+        let memory =
+            filled(&[MAP, (1, &[SELF, TEST, 0]), (3, module), (14, &[0x2044_5352, 0x2052_5450, 0, 0, 0x7FE_0000])]);
         let info = parse(Hpa(0x1000), memory).unwrap();
         assert_eq!(info.command_line.as_str(), "selftest");
-        assert_eq!(
-            (info.modules[0].start, info.modules[0].len),
-            (Hpa(0x4000), 0x800)
-        );
+        assert_eq!((info.modules[0].start, info.modules[0].len), (Hpa(0x4000), 0x800));
         assert_eq!(info.modules[0].command_line.as_str(), "self");
         assert_eq!(info.memory[0].end, Hpa(0x710_0000));
-        assert_eq!(
-            info.acpi,
-            AcpiRoot::Table {
-                revision: 0,
-                address: Hpa(0x7FE_0000)
-            }
-        );
+        assert_eq!(info.acpi, AcpiRoot::Table { revision: 0, address: Hpa(0x7FE_0000) });
     }
 
     #[test]
@@ -160,10 +132,7 @@ mod tests {
         for (tags, error) in [
             (&[odd_entries][..], BootError::Malformed("memory map")),
             (&[(6, &[24][..])][..], BootError::Malformed("information")),
-            (
-                &[MAP, (3, &[1][..])][..],
-                BootError::Malformed("information"),
-            ),
+            (&[MAP, (3, &[1][..])][..], BootError::Malformed("information")),
             (&[MAP, backwards][..], BootError::Malformed("module list")),
             (&[][..], BootError::NoMemoryMap),
         ] {
@@ -171,9 +140,6 @@ mod tests {
         }
         let memory = filled(&[MAP]);
         put_words(memory, 0x1000, &[u32::MAX]);
-        assert_eq!(
-            parse(Hpa(0x1000), memory),
-            Err(BootError::Malformed("information"))
-        );
+        assert_eq!(parse(Hpa(0x1000), memory), Err(BootError::Malformed("information")));
     }
 }

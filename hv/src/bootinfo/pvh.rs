@@ -34,12 +34,7 @@ pub(super) fn parse(info: Hpa, memory: Window) -> Result<BootInfo, BootError> {
         return Err(BootError::NoMemoryMap);
     }
     let mut found = BootInfo::new("PVH");
-    memory_map(
-        &mut found,
-        memory,
-        long(AT_MEMMAP)?,
-        word(AT_MEMMAP_ENTRIES)?,
-    )?;
+    memory_map(&mut found, memory, long(AT_MEMMAP)?, word(AT_MEMMAP_ENTRIES)?)?;
     modules(&mut found, memory, long(AT_MODLIST)?, word(AT_NR_MODULES)?)?;
     match long(AT_CMDLINE)? {
         0 => {}
@@ -52,22 +47,14 @@ pub(super) fn parse(info: Hpa, memory: Window) -> Result<BootInfo, BootError> {
     Ok(found)
 }
 
-fn memory_map(
-    found: &mut BootInfo,
-    memory: Window,
-    start: u64,
-    count: u32,
-) -> Result<(), BootError> {
+fn memory_map(found: &mut BootInfo, memory: Window, start: u64, count: u32) -> Result<(), BootError> {
     const BAD: BootError = BootError::Malformed("memory map");
     if count > MOST_ENTRIES {
         return Err(BAD);
     }
     for index in 0..u64::from(count) {
         let at = start.checked_add(index * ENTRY_BYTES).ok_or(BAD)?;
-        let (base, len) = (
-            memory.read_u64(at).ok_or(BAD)?,
-            memory.read_u64(at + 8).ok_or(BAD)?,
-        );
+        let (base, len) = (memory.read_u64(at).ok_or(BAD)?, memory.read_u64(at + 8).ok_or(BAD)?);
         found.add_region(base, len, memory.read_u32(at + 16).ok_or(BAD)?);
     }
     Ok(())
@@ -77,10 +64,7 @@ fn modules(found: &mut BootInfo, memory: Window, start: u64, count: u32) -> Resu
     const BAD: BootError = BootError::Malformed("module list");
     for index in 0..u64::from(count) {
         let at = start.checked_add(index * MODULE_BYTES).ok_or(BAD)?;
-        let (base, len) = (
-            memory.read_u64(at).ok_or(BAD)?,
-            memory.read_u64(at + 8).ok_or(BAD)?,
-        );
+        let (base, len) = (memory.read_u64(at).ok_or(BAD)?, memory.read_u64(at + 8).ok_or(BAD)?);
         let command_line = match memory.read_u64(at + 16).ok_or(BAD)? {
             0 => Default::default(),
             text => c_string(memory, text),
@@ -97,9 +81,7 @@ mod tests {
 
     fn filled() -> Window {
         let memory = memory();
-        let info = [
-            MAGIC_PVH, 1, 0, 1, 0x3000, 0, 0x2000, 0, 0xF_5AE0, 0, 0x4000, 0, 1, 0,
-        ];
+        let info = [MAGIC_PVH, 1, 0, 1, 0x3000, 0, 0x2000, 0, 0xF_5AE0, 0, 0x4000, 0, 1, 0];
         put_words(memory, 0x1000, &info);
         memory.write(0x2000, b"selftest\0").unwrap();
         put_words(memory, 0x3000, &[0x20_0000, 0, 0x800, 0, 0, 0, 0, 0]);
@@ -111,10 +93,7 @@ mod tests {
     fn reads_all_that_prism_uses() {
         let info = parse(Hpa(0x1000), filled()).unwrap();
         assert_eq!(info.command_line.as_str(), "selftest");
-        assert_eq!(
-            (info.modules[0].start, info.modules[0].len),
-            (Hpa(0x20_0000), 0x800)
-        );
+        assert_eq!((info.modules[0].start, info.modules[0].len), (Hpa(0x20_0000), 0x800));
         assert_eq!(info.memory[0].end, Hpa(0x710_0000));
         assert_eq!(info.acpi, AcpiRoot::Rsdp(Hpa(0xF_5AE0)));
     }
@@ -124,11 +103,7 @@ mod tests {
         let cases: [(u64, u32, BootError); 5] = [
             (0, 7, BootError::Malformed("start information")),
             (4, 0, BootError::NoMemoryMap),
-            (
-                12,
-                u32::MAX,
-                BootError::Malformed("module list (more than 8 modules)"),
-            ),
+            (12, u32::MAX, BootError::Malformed("module list (more than 8 modules)")),
             (44, u32::MAX, BootError::Malformed("memory map")),
             (48, u32::MAX, BootError::Malformed("memory map")),
         ];

@@ -102,9 +102,7 @@ impl Mux {
     }
 
     pub(super) fn add(&mut self, vm: u8, name: &str) {
-        if self.channels.len() == MOST_GUESTS
-            || self.channels.iter().any(|channel| channel.vm == vm)
-        {
+        if self.channels.len() == MOST_GUESTS || self.channels.iter().any(|channel| channel.vm == vm) {
             return;
         }
         let mut kept = ArrayString::new();
@@ -160,13 +158,8 @@ impl Mux {
     }
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
-        let waiting = self
-            .channels
-            .iter()
-            .filter(|channel| self.view == View::All && !channel.line.is_empty());
-        waiting
-            .map(|channel| Nanos(channel.began.0.saturating_add(LINE_NANOS)))
-            .min()
+        let waiting = self.channels.iter().filter(|channel| self.view == View::All && !channel.line.is_empty());
+        waiting.map(|channel| Nanos(channel.began.0.saturating_add(LINE_NANOS))).min()
     }
 
     pub(super) fn input(&mut self, byte: u8, out: Out<'_>) -> Option<Event> {
@@ -180,10 +173,7 @@ impl Mux {
         match self.view {
             View::Monitor => self.edit(byte, out),
             View::Guest(vm) => Some(Event::Input { vm, byte }),
-            View::All => Some(Event::Input {
-                vm: self.target,
-                byte,
-            }),
+            View::All => Some(Event::Input { vm: self.target, byte }),
         }
     }
 
@@ -208,22 +198,13 @@ impl Mux {
                 }
                 self.view = View::Monitor;
                 self.command.clear();
-                self.note(
-                    "monitor: vms, stats, reset N, kill N, help; an empty line returns",
-                    out,
-                );
+                self.note("monitor: vms, stats, reset N, kill N, help; an empty line returns", out);
                 self.prompt_due = true;
             }
             ESCAPE => {
-                return Some(Event::Input {
-                    vm: self.target,
-                    byte,
-                });
+                return Some(Event::Input { vm: self.target, byte });
             }
-            _ => self.note(
-                "Ctrl-] then: 1-9 a guest, a all guests, m monitor, Ctrl-] sends Ctrl-]",
-                out,
-            ),
+            _ => self.note("Ctrl-] then: 1-9 a guest, a all guests, m monitor, Ctrl-] sends Ctrl-]", out),
         }
         None
     }
@@ -235,10 +216,7 @@ impl Mux {
         };
         self.view = View::Guest(vm);
         self.target = vm;
-        let name = self
-            .channels
-            .get(index)
-            .map_or_else(ArrayString::new, |channel| channel.name);
+        let name = self.channels.get(index).map_or_else(ArrayString::new, |channel| channel.name);
         self.note(&name, out);
         if let Some(channel) = self.channels.get_mut(index) {
             channel.line.clear();
@@ -369,17 +347,12 @@ mod tests {
             let mut mux = Mux::new();
             mux.add(1, "alpha");
             mux.add(2, "beta");
-            Self {
-                mux,
-                shown: Vec::new(),
-                events: Vec::new(),
-            }
+            Self { mux, shown: Vec::new(), events: Vec::new() }
         }
 
         fn guest(&mut self, vm: u8, text: &[u8]) {
             for &byte in text {
-                self.mux
-                    .guest_byte(vm, byte, Nanos(5), &mut |bytes| self.shown.extend(bytes));
+                self.mux.guest_byte(vm, byte, Nanos(5), &mut |bytes| self.shown.extend(bytes));
             }
         }
 
@@ -420,8 +393,7 @@ mod tests {
         rig.guest(1, &[b'x'; 300]);
         assert_eq!(rig.shown(), format!("[alpha] {}\r\n", "x".repeat(256)));
         assert_eq!(rig.mux.deadline(), Some(Nanos(5 + LINE_NANOS)));
-        rig.mux
-            .tick(Nanos(5 + LINE_NANOS), &mut |bytes| rig.shown.extend(bytes));
+        rig.mux.tick(Nanos(5 + LINE_NANOS), &mut |bytes| rig.shown.extend(bytes));
         assert_eq!(rig.shown(), format!("[alpha] {}\r\n", "x".repeat(44)));
         assert_eq!(rig.mux.deadline(), None);
     }
@@ -436,16 +408,7 @@ mod tests {
         rig.guest(2, b"\x1b[1m");
         rig.keys(b"r\x1d\x1d");
         assert_eq!(rig.shown(), "\x1b[1m");
-        assert_eq!(
-            rig.events,
-            [
-                Event::Input { vm: 2, byte: b'r' },
-                Event::Input {
-                    vm: 2,
-                    byte: ESCAPE
-                }
-            ]
-        );
+        assert_eq!(rig.events, [Event::Input { vm: 2, byte: b'r' }, Event::Input { vm: 2, byte: ESCAPE }]);
         rig.keys(b"\x1d7");
         assert_eq!(rig.shown(), "\r\n-- no such guest --\r\n");
         rig.keys(b"\x1d1");
@@ -457,12 +420,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.keys(b"\x1dm");
         rig.keys(b"vmsx\x7f\rkill 2\rreset\rreset 300\rstats\rhelp\r");
-        let commands = [
-            Command::Vms,
-            Command::Kill(2),
-            Command::Stats,
-            Command::Help,
-        ];
+        let commands = [Command::Vms, Command::Kill(2), Command::Stats, Command::Help];
         assert_eq!(rig.events, commands.map(Event::Command));
         let shown = rig.shown();
         assert_eq!(shown.matches("unknown; try help").count(), 2);
@@ -484,8 +442,7 @@ mod tests {
         rig.keys(b"\x1d1");
         assert!(rig.shown().len() < 2 * HISTORY);
         for vm in 0..=255 {
-            rig.mux
-                .add(vm, "a name that is a good deal longer than its place");
+            rig.mux.add(vm, "a name that is a good deal longer than its place");
         }
         assert_eq!(rig.mux.channels.len(), MOST_GUESTS);
     }

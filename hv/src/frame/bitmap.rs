@@ -27,13 +27,7 @@ impl<'a> Bitmap<'a> {
         let low_len = frames.div_ceil(BITS) as usize;
         let (low, above) = words.split_at_mut_checked(low_len)?;
         let (middle, top) = above.split_at_mut_checked(low_len.div_ceil(BITS as usize))?;
-        Some(Self {
-            low,
-            middle,
-            top,
-            frames,
-            free: 0,
-        })
+        Some(Self { low, middle, top, frames, free: 0 })
     }
 
     /// Free frames.
@@ -77,8 +71,7 @@ impl<'a> Bitmap<'a> {
             return false;
         };
         end <= self.frames
-            && words(first, end)
-                .all(|(index, mask)| self.low.get(index).is_some_and(|word| word & mask == 0))
+            && words(first, end).all(|(index, mask)| self.low.get(index).is_some_and(|word| word & mask == 0))
     }
 
     /// The lowest run of `count` free frames at a multiple of `align` (a power of two).
@@ -134,26 +127,14 @@ impl<'a> Bitmap<'a> {
     /// Carries the state of one low word to the levels above.
     fn mark(&mut self, low: usize) {
         let middle = low / 64;
-        set_bit(
-            self.middle,
-            low,
-            self.low.get(low).is_some_and(|&word| word != 0),
-        );
-        set_bit(
-            self.top,
-            middle,
-            self.middle.get(middle).is_some_and(|&word| word != 0),
-        );
+        set_bit(self.middle, low, self.low.get(low).is_some_and(|&word| word != 0));
+        set_bit(self.top, middle, self.middle.get(middle).is_some_and(|&word| word != 0));
     }
 }
 
 /// The words that `first..end` touches, each with the mask of its bits inside.
 fn words(first: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
-    let range = if first < end {
-        first / BITS..end.div_ceil(BITS)
-    } else {
-        0..0
-    };
+    let range = if first < end { first / BITS..end.div_ceil(BITS) } else { 0..0 };
     range.map(move |index| (index as usize, mask_within(index, first, end)))
 }
 
@@ -161,11 +142,7 @@ fn mask_within(index: u64, first: u64, end: u64) -> u64 {
     let base = index * BITS;
     let from = first.saturating_sub(base).min(BITS);
     let to = end.saturating_sub(base).min(BITS);
-    if from >= to {
-        0
-    } else {
-        (u64::MAX >> (BITS - (to - from))) << from
-    }
+    if from >= to { 0 } else { (u64::MAX >> (BITS - (to - from))) << from }
 }
 
 fn set_bit(words: &mut [u64], bit: usize, to: bool) {
@@ -221,17 +198,12 @@ mod tests {
             } else {
                 map.set_used(first, count)
             }
-            assert_eq!(
-                map.free(),
-                plain.iter().filter(|&&free| free).count() as u64
-            );
+            assert_eq!(map.free(), plain.iter().filter(|&&free| free).count() as u64);
 
             let (count, align) = (1 + next(80), 1 << next(6));
             let fits = |&start: &u64| {
                 start % align == 0
-                    && plain
-                        .get(start as usize..(start + count) as usize)
-                        .is_some_and(|r| !r.contains(&false))
+                    && plain.get(start as usize..(start + count) as usize).is_some_and(|r| !r.contains(&false))
             };
             assert_eq!(map.find_low(count, align), (0..1000).find(fits));
             assert_eq!(map.find_high(count, align), (0..1000).rev().find(fits));

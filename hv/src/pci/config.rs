@@ -111,27 +111,14 @@ fn read_bar(config: &impl ConfigSpace, index: u8) -> (Option<Bar>, u8) {
     if low & BAR_TYPE == BAR_TYPE_64 && index < 5 {
         let (high, high_mask) = probe(config, at + 4);
         let mask = u64::from(high_mask) << 32 | u64::from(low_mask & !0xF);
-        return (
-            bar(
-                index,
-                u64::from(high) << 32 | base,
-                mask.wrapping_neg(),
-                BarKind::Memory64,
-            ),
-            2,
-        );
+        return (bar(index, u64::from(high) << 32 | base, mask.wrapping_neg(), BarKind::Memory64), 2);
     }
     let size = u64::from((low_mask & !0xF).wrapping_neg());
     (bar(index, base, size, BarKind::Memory32), 1)
 }
 
 fn bar(index: u8, base: u64, size: u64, kind: BarKind) -> Option<Bar> {
-    size.is_power_of_two().then_some(Bar {
-        index,
-        base: Hpa(base),
-        size,
-        kind,
-    })
+    size.is_power_of_two().then_some(Bar { index, base: Hpa(base), size, kind })
 }
 
 /// The value of a register, and what it holds after all ones were written.
@@ -231,24 +218,9 @@ mod tests {
         let gpu = gpu();
         let before = gpu.0.borrow().0;
         let expected = [
-            Bar {
-                index: 0,
-                base: Hpa(0x1_F000_0000),
-                size: 16 << 20,
-                kind: BarKind::Memory64,
-            },
-            Bar {
-                index: 2,
-                base: Hpa(0xC000_0000),
-                size: 512 << 20,
-                kind: BarKind::Memory64,
-            },
-            Bar {
-                index: 4,
-                base: Hpa(0xF000),
-                size: 64,
-                kind: BarKind::Io,
-            },
+            Bar { index: 0, base: Hpa(0x1_F000_0000), size: 16 << 20, kind: BarKind::Memory64 },
+            Bar { index: 2, base: Hpa(0xC000_0000), size: 512 << 20, kind: BarKind::Memory64 },
+            Bar { index: 4, base: Hpa(0xF000), size: 64, kind: BarKind::Io },
         ];
         assert_eq!(bars(&gpu)[..], expected);
         assert_eq!(gpu.0.borrow().0, before);

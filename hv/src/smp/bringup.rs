@@ -148,10 +148,7 @@ fn start_one(id: CpuId, apic_id: u32, page: Hpa, first_tables: Hpa) -> Result<()
     }
     let arrived = ARRIVED.load(Ordering::Acquire);
     if !(sent..=time::tsc()).contains(&arrived) {
-        say!(
-            "smp: the TSC of CPU {} is not in step with that of CPU 0; guests may see time go back",
-            id.0
-        );
+        say!("smp: the TSC of CPU {} is not in step with that of CPU 0; guests may see time go back", id.0);
     }
     Ok(())
 }
