@@ -21,10 +21,7 @@ pub struct GuestTsc {
 impl GuestTsc {
     /// A TSC that was zero when the host's was `base`.
     pub fn starting_at(base: u64) -> Self {
-        Self {
-            offset: base.wrapping_neg(),
-            adjust: 0,
-        }
+        Self { offset: base.wrapping_neg(), adjust: 0 }
     }
 
     /// The guest's TSC when the host's is `host`.
@@ -76,26 +73,15 @@ impl Scale {
         }
         // From the exact rate, not the rounded one.
         let exact = (1_000_000_000_u128 << 64) / u128::from(hz.max(1));
-        let multiplier = if shift >= 0 {
-            exact >> (32 + shift)
-        } else {
-            exact >> 32 << -shift
-        };
-        Self {
-            multiplier: multiplier.min(u128::from(u32::MAX)) as u32,
-            shift: shift as i8,
-        }
+        let multiplier = if shift >= 0 { exact >> (32 + shift) } else { exact >> 32 << -shift };
+        Self { multiplier: multiplier.min(u128::from(u32::MAX)) as u32, shift: shift as i8 }
     }
 
     /// Nanoseconds of `ticks`, as a guest computes them.
     #[cfg(test)]
     pub fn nanoseconds(self, ticks: u64) -> u64 {
         let ticks = u128::from(ticks);
-        let shifted = if self.shift >= 0 {
-            ticks << self.shift
-        } else {
-            ticks >> -self.shift
-        };
+        let shifted = if self.shift >= 0 { ticks << self.shift } else { ticks >> -self.shift };
         ((shifted * u128::from(self.multiplier)) >> 32) as u64
     }
 }
@@ -149,15 +135,7 @@ mod tests {
 
     #[test]
     fn the_scale_is_exact_to_a_millionth() {
-        for hz in [
-            1_000_000,
-            999_999_999,
-            1_000_000_000,
-            1_000_000_001,
-            2_100_000_000,
-            2_893_202_000,
-            5_700_000_000,
-        ] {
+        for hz in [1_000_000, 999_999_999, 1_000_000_000, 1_000_000_001, 2_100_000_000, 2_893_202_000, 5_700_000_000] {
             let scale = Scale::of(hz);
             let hour = scale.nanoseconds(hz * 3600);
             let error = hour.abs_diff(3_600_000_000_000);
@@ -179,13 +157,7 @@ mod tests {
 
     #[test]
     fn the_page_has_the_layout_of_pvclock() {
-        let info = time_info(
-            Scale {
-                multiplier: 0x1122_3344,
-                shift: -1,
-            },
-            0x5566,
-        );
+        let info = time_info(Scale { multiplier: 0x1122_3344, shift: -1 }, 0x5566);
         assert_eq!(&info[0..4], &[2, 0, 0, 0]);
         assert_eq!(&info[8..10], &[0x66, 0x55]);
         assert_eq!(&info[16..24], &[0; 8]);

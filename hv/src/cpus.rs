@@ -4,7 +4,7 @@
 //! generation of the VM, after it has published that it is about to enter a guest. Both sides store first and load
 //! afterwards (sequentially consistent), so at least one of them sees the other.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::apic;
 use crate::percpu::{self, CpuId, MAX_CPUS};
@@ -23,12 +23,8 @@ struct Activity {
     returns: AtomicU32,
 }
 
-static CPUS: [Activity; MAX_CPUS] = [const {
-    Activity {
-        mode: AtomicU32::new(ROOT),
-        returns: AtomicU32::new(0),
-    }
-}; MAX_CPUS];
+static CPUS: [Activity; MAX_CPUS] =
+    [const { Activity { mode: AtomicU32::new(ROOT), returns: AtomicU32::new(0) } }; MAX_CPUS];
 
 fn of(cpu: CpuId) -> Option<&'static Activity> {
     CPUS.get(cpu.0 as usize)
@@ -66,14 +62,31 @@ pub(crate) fn nudge(cpu: CpuId) {
     }
 }
 
+/// Whether the first CPU will look at the console by itself, since it has a deadline for it.
+static CONSOLE_WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// The first CPU finds out when it must look at the console: `deadline` is asked after writers can see that it is not
+/// yet decided, so that what they write meanwhile is either counted in or announced.
+pub(crate) fn watch_console<T>(deadline: impl FnOnce() -> Option<T>) -> Option<T> {
+    CONSOLE_WATCHED.store(false, Ordering::SeqCst);
+    let deadline = deadline();
+    CONSOLE_WATCHED.store(deadline.is_some(), Ordering::SeqCst);
+    deadline
+}
+
+/// Something was written to the console.
+pub(crate) fn console_written() {
+    if !CONSOLE_WATCHED.load(Ordering::SeqCst) {
+        nudge(CpuId(0));
+    }
+}
+
 /// Gets every other CPU out of `vm`, once. On return, each one that was in guest mode has left it and will compare the
 /// generation before it enters again.
 pub(crate) fn shootdown(vm: VmId) {
     let guest = GUEST + u32::from(vm.0);
     let me = percpu::current();
-    let inside = |cpu: CpuId| {
-        of(cpu).filter(|activity| cpu != me && activity.mode.load(Ordering::SeqCst) == guest)
-    };
+    let inside = |cpu: CpuId| of(cpu).filter(|activity| cpu != me && activity.mode.load(Ordering::SeqCst) == guest);
     let mut before = [None; MAX_CPUS];
     for cpu in (0..percpu::count()).map(CpuId) {
         // The count is read before the mode: if the CPU leaves between the two, one of both tells.
@@ -87,8 +100,7 @@ pub(crate) fn shootdown(vm: VmId) {
     }
     for (cpu, returns) in (0..).map(CpuId).zip(before) {
         while let Some(returns) = returns
-            && inside(cpu)
-                .is_some_and(|activity| activity.returns.load(Ordering::SeqCst) == returns)
+            && inside(cpu).is_some_and(|activity| activity.returns.load(Ordering::SeqCst) == returns)
         {
             core::hint::spin_loop();
         }

@@ -43,10 +43,7 @@ impl fmt::Display for Crash {
             }
             Self::UnknownExit(code) => write!(f, "exit {code:#x}, which Prism does not know"),
             Self::TaskSwitch => f.write_str("hardware task switch"),
-            Self::Instruction(gpa) => write!(
-                f,
-                "instruction at device memory {gpa:#x} that cannot be emulated"
-            ),
+            Self::Instruction(gpa) => write!(f, "instruction at device memory {gpa:#x} that cannot be emulated"),
             Self::Delivery(gpa) => write!(f, "event delivery through device memory {gpa:#x}"),
             Self::MachineCheck => f.write_str("machine check"),
         }
@@ -81,19 +78,10 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
             reason
         }
         Exit::Msr(direction) => msr_access(vcpu, direction, now),
-        Exit::Port {
-            port,
-            width,
-            direction,
-            length,
-        } => {
+        Exit::Port { port, width, direction, length } => {
             port_access(vcpu, port, width, direction, now);
             vcpu.hw.skip(length);
-            if direction == Direction::Read {
-                Reason::PortRead
-            } else {
-                Reason::PortWrite
-            }
+            if direction == Direction::Read { Reason::PortRead } else { Reason::PortWrite }
         }
         Exit::StringPort => {
             emulate(vcpu, now).ok_or(Crash::Instruction(Gpa(0)))?;
@@ -116,10 +104,7 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
             vcpu.hw.inject(exception(Exception::GP));
             Reason::Undefined
         }
-        Exit::Exception {
-            vector: hv_defs::regs::vector::MC,
-            ..
-        } => return Err(Crash::MachineCheck),
+        Exit::Exception { vector: hv_defs::regs::vector::MC, .. } => return Err(Crash::MachineCheck),
         Exit::Exception { vector, error_code } => {
             // An event whose delivery this exception interrupted comes first; the exception then occurs again.
             if !vcpu.hw.event_queued() {
@@ -135,10 +120,7 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
 }
 
 fn exception(what: Exception) -> Event {
-    Event::Exception {
-        vector: what.vector,
-        error_code: what.error_code,
-    }
+    Event::Exception { vector: what.vector, error_code: what.error_code }
 }
 
 fn raise<V: VirtualCpu>(vcpu: &mut Vcpu<V>, what: Exception) {
@@ -190,13 +172,7 @@ fn emulate<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Option<Reason> {
 
 // ---- Ports ------------------------------------------------------------------------------------------------------------
 
-fn port_access<V: VirtualCpu>(
-    vcpu: &mut Vcpu<V>,
-    port: u16,
-    width: Width,
-    direction: Direction,
-    now: Nanos,
-) {
+fn port_access<V: VirtualCpu>(vcpu: &mut Vcpu<V>, port: u16, width: Width, direction: Direction, now: Nanos) {
     let mut bus = GuestBus::new(vcpu.vm, vcpu.index, &mut vcpu.lapic, now);
     let rax = vcpu.hw.gpr(0);
     match direction {
@@ -204,11 +180,7 @@ fn port_access<V: VirtualCpu>(
         Direction::Read => {
             let value = u64::from(bus.port_in(port, width));
             // A 32-bit result clears the upper half of RAX; narrower ones leave the rest.
-            let kept = if width == Width::B4 {
-                0
-            } else {
-                rax & !width.mask()
-            };
+            let kept = if width == Width::B4 { 0 } else { rax & !width.mask() };
             vcpu.hw.set_gpr(0, kept | value & width.mask());
         }
     }
@@ -243,11 +215,7 @@ fn msr_access<V: VirtualCpu>(vcpu: &mut Vcpu<V>, direction: Direction, now: Nano
 
 fn move_to_cr8<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Reason {
     match fetch(vcpu, now) {
-        Ok(Decoded {
-            kind: Kind::MovToCr { cr: 8, gpr },
-            len,
-            ..
-        }) => {
+        Ok(Decoded { kind: Kind::MovToCr { cr: 8, gpr }, len, .. }) => {
             let value = vcpu.hw.gpr(gpr);
             if value > 15 {
                 raise(vcpu, Exception::GP);
@@ -282,10 +250,7 @@ const USUAL: [&[u8]; 4] = [&[0x0F, 0xA2], &[0x0F, 0x30], &[0x0F, 0x32], &[0xF4]]
 
 /// Skips the instruction at RIP, which has been carried out.
 fn skip<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos, reason: Reason) -> Reason {
-    let length = vcpu
-        .hw
-        .instruction_length()
-        .or_else(|| usual_length(vcpu, now));
+    let length = vcpu.hw.instruction_length().or_else(|| usual_length(vcpu, now));
     match length.map_or_else(|| fetch(vcpu, now).map(|decoded| decoded.len), Ok) {
         Ok(length) => vcpu.hw.skip(length),
         // The code changed under the CPU's feet: let the guest see what is there now.
@@ -299,11 +264,7 @@ fn skip<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos, reason: Reason) -> Reason
 fn usual_length<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Option<u8> {
     let registers = vcpu.hw.registers();
     let long = registers.bitness == hv_emu::Bitness::Bits64;
-    let linear = if long {
-        registers.rip
-    } else {
-        registers.cs.base.wrapping_add(registers.rip) & 0xFFFF_FFFF
-    };
+    let linear = if long { registers.rip } else { registers.cs.base.wrapping_add(registers.rip) & 0xFFFF_FFFF };
     if linear & 0xFFF == 0xFFF {
         return None;
     }
@@ -311,10 +272,7 @@ fn usual_length<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Option<u8> {
     let gpa = hv_emu::translate(&registers, &mut bus, Gva(linear), Access::Fetch).ok()?;
     let mut bytes = [0; 2];
     vcpu.vm.read(gpa, &mut bytes).ok()?;
-    USUAL
-        .iter()
-        .find(|code| bytes.starts_with(code))
-        .map(|code| code.len() as u8)
+    USUAL.iter().find(|code| bytes.starts_with(code)).map(|code| code.len() as u8)
 }
 
 fn fetch<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Result<Decoded, Outcome> {
@@ -328,55 +286,28 @@ fn fetch<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Result<Decoded, Outco
 /// Says why a guest crashed, with what a developer needs: exit, RIP, bytes, registers, the last exits.
 fn report<V: VirtualCpu>(vcpu: &mut Vcpu<V>, crash: Crash) {
     let (id, name, index) = (vcpu.vm.id().0, vcpu.vm.name(), vcpu.index);
-    say!(
-        "vm {id} ({name}): vCPU {index} crashed: {crash}, rip={:#x}",
-        vcpu.hw.rip()
-    );
+    say!("vm {id} ({name}): vCPU {index} crashed: {crash}, rip={:#x}", vcpu.hw.rip());
     let now = time::now();
     match fetch(vcpu, now) {
         Ok(decoded) => {
-            let bytes = decoded
-                .bytes
-                .get(..usize::from(decoded.len))
-                .unwrap_or_default();
+            let bytes = decoded.bytes.get(..usize::from(decoded.len)).unwrap_or_default();
             say!("vm {id}: code {bytes:02x?}");
         }
         Err(outcome) => say!("vm {id}: code cannot be read: {outcome:x?}"),
     }
     let gpr = vcpu.hw.registers().gpr;
     for (names, values) in GPR_NAMES.chunks(4).zip(gpr.chunks(4)) {
-        let pair = |n: usize| {
-            (
-                names.get(n).copied().unwrap_or(""),
-                values.get(n).copied().unwrap_or(0),
-            )
-        };
+        let pair = |n: usize| (names.get(n).copied().unwrap_or(""), values.get(n).copied().unwrap_or(0));
         let [a, b, c, d] = [pair(0), pair(1), pair(2), pair(3)];
-        say!(
-            "vm {id}: {}={:#x} {}={:#x} {}={:#x} {}={:#x}",
-            a.0,
-            a.1,
-            b.0,
-            b.1,
-            c.0,
-            c.1,
-            d.0,
-            d.1
-        );
+        say!("vm {id}: {}={:#x} {}={:#x} {}={:#x} {}={:#x}", a.0, a.1, b.0, b.1, c.0, c.1, d.0, d.1);
     }
-    let mut lines = Lines {
-        id,
-        line: arrayvec::ArrayString::new(),
-    };
+    let mut lines = Lines { id, line: arrayvec::ArrayString::new() };
     let _ = vcpu.hw.describe(&mut lines);
-    vcpu.trace
-        .print(16, &mut |line| say!("vm {id}: exit {line}"));
+    vcpu.trace.print(16, &mut |line| say!("vm {id}: exit {line}"));
 }
 
-const GPR_NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
-    "r14", "r15",
-];
+const GPR_NAMES: [&str; 16] =
+    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
 /// Turns text into whole lines of the log.
 struct Lines {

@@ -69,12 +69,7 @@ pub fn enable() {
 impl GuestState {
     /// The state after power-on.
     pub fn new() -> Self {
-        let mut state = Self {
-            area: Box::new(Area([0; AREA])),
-            xcr0: 1,
-            debug: [0; 4],
-            tsc_aux: 0,
-        };
+        let mut state = Self { area: Box::new(Area([0; AREA])), xcr0: 1, debug: [0; 4], tsc_aux: 0 };
         state.reset();
         state
     }
@@ -185,10 +180,7 @@ pub fn write_xmm(index: u8, value: u128) -> Option<()> {
     // was saved, but for one XMM register, which takes any value.
     unsafe {
         asm!("fxsave64 [{}]", in(reg) area.0.as_mut_ptr(), options(nostack));
-        area.0
-            .get_mut(at..at + 16)
-            .filter(|_| index < XMM_COUNT)?
-            .copy_from_slice(&value.to_le_bytes());
+        area.0.get_mut(at..at + 16).filter(|_| index < XMM_COUNT)?.copy_from_slice(&value.to_le_bytes());
         asm!("fxrstor64 [{}]", in(reg) area.0.as_ptr(), options(nostack));
     }
     Some(())
@@ -216,9 +208,7 @@ pub fn fits() -> bool {
         let size = x86::cpuid(0xD, component);
         (size.eax + size.ebx) as usize
     };
-    (2..63)
-        .filter(|component| supported >> component & 1 != 0)
-        .all(|component| end(component) <= AREA)
+    (2..63).filter(|component| supported >> component & 1 != 0).all(|component| end(component) <= AREA)
 }
 
 #[cfg(test)]
@@ -231,10 +221,7 @@ mod tests {
         assert!(state.area.0.as_ptr().addr().is_multiple_of(64));
         assert_eq!(&state.area.0[..2], &[0x7F, 0x03]);
         assert_eq!(&state.area.0[24..28], &[0x80, 0x1F, 0, 0]);
-        assert!(
-            state.area.0[512..576].iter().all(|byte| *byte == 0),
-            "XSTATE_BV is zero"
-        );
+        assert!(state.area.0[512..576].iter().all(|byte| *byte == 0), "XSTATE_BV is zero");
         assert!(fits());
     }
 }

@@ -119,15 +119,8 @@ pub fn setups<S: Source + Send + Sync + 'static>(
                 functions,
                 mapped_bars,
                 // One guest low, the next high: 64-bit addresses are met early.
-                placement: if id.0 % 2 == 1 {
-                    Placement::Low
-                } else {
-                    Placement::High
-                },
-                loader: Box::new(BundleLoader {
-                    bundle: bundle.clone(),
-                    config: vm.clone(),
-                }),
+                placement: if id.0 % 2 == 1 { Placement::Low } else { Placement::High },
+                loader: Box::new(BundleLoader { bundle: bundle.clone(), config: vm.clone() }),
                 on_crash: vm.on_crash,
                 wall_clock,
             }
@@ -176,12 +169,7 @@ fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
         }
     }
     let poll = AtomicBool::new(true);
-    let machine = MACHINE.call_once(|| Machine {
-        vms,
-        service: setup.service,
-        ending: setup.ending,
-        poll,
-    });
+    let machine = MACHINE.call_once(|| Machine { vms, service: setup.service, ending: setup.ending, poll });
     for vm in &machine.vms {
         console::add_vm(vm.id().0, vm.name());
         let memory = vm.memory().slots();

@@ -18,9 +18,7 @@ pub(crate) fn execute(machine: &'static Machine, command: Command) {
             say!("stats      exits by reason, time, unanswered accesses");
             say!("reset N    start guest N again from its kernel");
             say!("kill N     stop guest N");
-            say!(
-                "help       this text; Ctrl-] N goes to the console of guest N, Ctrl-] m comes back"
-            );
+            say!("help       this text; Ctrl-] N goes to the console of guest N, Ctrl-] m comes back");
         }
     }
 }
@@ -69,19 +67,10 @@ fn print_table(vm: &Vm) {
         stats.interrupts(),
         milliseconds(stats.guest_ticks())
     );
-    say!(
-        "  {:<16} {:>10} {:>8} {:>8}",
-        "reason",
-        "exits",
-        "ms",
-        "ns each"
-    );
+    say!("  {:<16} {:>10} {:>8} {:>8}", "reason", "exits", "ms", "ns each");
     for (name, count, ticks) in stats.rows() {
         let each = u128::from(ticks) * 1_000_000_000 / u128::from(hz) / u128::from(count.max(1));
-        say!(
-            "  {name:<16} {count:>10} {:>8} {each:>8}",
-            milliseconds(ticks)
-        );
+        say!("  {name:<16} {count:>10} {:>8} {each:>8}", milliseconds(ticks));
     }
     for (kind, place, count) in stats.unanswered() {
         let what = match kind {

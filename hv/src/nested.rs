@@ -39,14 +39,7 @@ pub trait NestedMap: Send {
     ///
     /// # Errors
     /// `NoTable`; part of the range may have been mapped.
-    fn map(
-        &mut self,
-        gpa: Gpa,
-        bytes: u64,
-        hpa: Hpa,
-        access: Access,
-        caching: Caching,
-    ) -> Result<(), NoTable>;
+    fn map(&mut self, gpa: Gpa, bytes: u64, hpa: Hpa, access: Access, caching: Caching) -> Result<(), NoTable>;
     /// Unmaps whole pages.
     ///
     /// # Errors
@@ -97,12 +90,7 @@ impl<F: EntryFormat + 'static> Nested<F> {
     /// Empty tables; frames come from `pool`, leaves are at most of level `largest`.
     pub fn new(mut pool: Pool, largest: Level) -> Option<Self> {
         let root = pool.take()?;
-        Some(Self {
-            root,
-            pool,
-            largest,
-            format: PhantomData,
-        })
+        Some(Self { root, pool, largest, format: PhantomData })
     }
 
     /// The same behind the vendor-neutral trait.
@@ -120,33 +108,18 @@ impl<F: EntryFormat + 'static> Nested<F> {
     }
 
     /// Changes the entries of one table that `span` touches. Recursion ends with the levels.
-    fn change_table(
-        &mut self,
-        table: Frame,
-        level: Level,
-        span: Span,
-        change: Change,
-    ) -> Result<(), NoTable> {
+    fn change_table(&mut self, table: Frame, level: Level, span: Span, change: Change) -> Result<(), NoTable> {
         let mut at = span.start;
         while at < span.end {
             let next = (at & !(level.bytes() - 1)) + level.bytes();
-            let piece = Span {
-                start: at,
-                end: span.end.min(next),
-            };
+            let piece = Span { start: at, end: span.end.min(next) };
             self.change_entry(table, level, piece, change)?;
             at = next;
         }
         Ok(())
     }
 
-    fn change_entry(
-        &mut self,
-        table: Frame,
-        level: Level,
-        span: Span,
-        change: Change,
-    ) -> Result<(), NoTable> {
+    fn change_entry(&mut self, table: Frame, level: Level, span: Span, change: Change) -> Result<(), NoTable> {
         let index = level.index(span.start);
         let old = self.load(table, level, index);
         if let Some(new) = self.direct(level, span, old, change) {
@@ -174,70 +147,30 @@ impl<F: EntryFormat + 'static> Nested<F> {
     fn direct(&self, level: Level, span: Span, old: Entry, change: Change) -> Option<Entry> {
         let whole = span.end - span.start == level.bytes();
         match (change, old) {
-            (
-                Change::Map {
-                    delta,
-                    access,
-                    caching,
-                },
-                _,
-            ) => {
+            (Change::Map { delta, access, caching }, _) => {
                 let hpa = Hpa(span.start.wrapping_add(delta));
                 let fits = whole && level <= self.largest && hpa.0.is_multiple_of(level.bytes());
-                fits.then_some(Entry::Leaf {
-                    hpa,
-                    access,
-                    caching,
-                })
+                fits.then_some(Entry::Leaf { hpa, access, caching })
             }
             (Change::Unmap, _) => whole.then_some(Entry::Empty),
-            (
-                Change::Protect(access),
-                Entry::Leaf {
-                    hpa,
-                    caching,
-                    access: before,
-                },
-            ) => (whole || before == access).then_some(Entry::Leaf {
-                hpa,
-                access,
-                caching,
-            }),
+            (Change::Protect(access), Entry::Leaf { hpa, caching, access: before }) => {
+                (whole || before == access).then_some(Entry::Leaf { hpa, access, caching })
+            }
             (Change::Protect(_), _) => None,
         }
     }
 
     /// The table below an entry; made of the entry's own content if there is none yet.
-    fn descend(
-        &mut self,
-        table: Frame,
-        level: Level,
-        index: usize,
-        old: Entry,
-    ) -> Result<Frame, NoTable> {
+    fn descend(&mut self, table: Frame, level: Level, index: usize, old: Entry) -> Result<Frame, NoTable> {
         if let Entry::Table(hpa) = old {
             return Ok(hpa.frame());
         }
         let lower = level.below().ok_or(NoTable)?;
         let below = self.pool.take().ok_or(NoTable)?;
-        if let Entry::Leaf {
-            hpa,
-            access,
-            caching,
-        } = old
-        {
+        if let Entry::Leaf { hpa, access, caching } = old {
             for slot in 0..512 {
                 let piece = Hpa(hpa.0 + slot as u64 * lower.bytes());
-                self.store(
-                    below,
-                    lower,
-                    slot,
-                    Entry::Leaf {
-                        hpa: piece,
-                        access,
-                        caching,
-                    },
-                );
+                self.store(below, lower, slot, Entry::Leaf { hpa: piece, access, caching });
             }
         }
         self.store(table, level, index, Entry::Table(below.hpa()));
@@ -266,9 +199,7 @@ impl<F: EntryFormat + 'static> Nested<F> {
     }
 
     fn store(&mut self, table: Frame, level: Level, index: usize, entry: Entry) {
-        let _ = TableAddress(table)
-            .window()
-            .write_u64(index as u64 * 8, F::encode(level, entry));
+        let _ = TableAddress(table).window().write_u64(index as u64 * 8, F::encode(level, entry));
     }
 }
 
@@ -277,24 +208,9 @@ impl<F: EntryFormat + 'static> NestedMap for Nested<F> {
         self.root.hpa()
     }
 
-    fn map(
-        &mut self,
-        gpa: Gpa,
-        bytes: u64,
-        hpa: Hpa,
-        access: Access,
-        caching: Caching,
-    ) -> Result<(), NoTable> {
+    fn map(&mut self, gpa: Gpa, bytes: u64, hpa: Hpa, access: Access, caching: Caching) -> Result<(), NoTable> {
         let delta = hpa.0.wrapping_sub(gpa.0);
-        self.change(
-            gpa,
-            bytes,
-            Change::Map {
-                delta,
-                access,
-                caching,
-            },
-        )
+        self.change(gpa, bytes, Change::Map { delta, access, caching })
     }
 
     fn unmap(&mut self, gpa: Gpa, bytes: u64) -> Result<(), NoTable> {

@@ -18,15 +18,10 @@ const SLICE: u64 = 5_000_000;
 
 /// Where every CPU starts once the machine is built.
 pub(crate) fn enter<E: Extension>() -> ! {
-    let Some(machine) = machine::get() else {
-        power::halt()
-    };
+    let Some(machine) = machine::get() else { power::halt() };
     fpu::enable();
     if !fpu::fits() {
-        say!(
-            "CPU {}: its XSAVE area is larger than Prism provides for",
-            percpu::current().0
-        );
+        say!("CPU {}: its XSAVE area is larger than Prism provides for", percpu::current().0);
         power::exit(power::Exit::Machine)
     }
     let extension = match E::enable() {
@@ -39,10 +34,7 @@ pub(crate) fn enter<E: Extension>() -> ! {
     match Runner::new(machine, extension) {
         Some(mut runner) => runner.run(),
         None => {
-            say!(
-                "CPU {}: no memory for its virtual CPUs",
-                percpu::current().0
-            );
+            say!("CPU {}: no memory for its virtual CPUs", percpu::current().0);
             power::exit(power::Exit::Memory)
         }
     }
@@ -115,10 +107,7 @@ impl<E: Extension> Runner<E> {
         let count = self.vcpus.len();
         for index in (0..count).map(|n| (from + n) % count) {
             let vcpu = self.vcpus.get_mut(index)?;
-            if vcpu.is_asked()
-                && vcpu.follow() == Followed::StartedOver
-                && self.loaded == Some(index)
-            {
+            if vcpu.is_asked() && vcpu.follow() == Followed::StartedOver && self.loaded == Some(index) {
                 self.loaded = None;
             }
             let vcpu = self.vcpus.get(index)?;
@@ -131,15 +120,8 @@ impl<E: Extension> Runner<E> {
 
     /// Whether a virtual CPU other than `current` has something to do.
     fn others_wait(&self, current: usize, now: Nanos, tsc: u64) -> bool {
-        let others = self
-            .vcpus
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| *index != current);
-        self.vcpus.len() > 1
-            && others
-                .into_iter()
-                .any(|(_, vcpu)| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+        let others = self.vcpus.iter().enumerate().filter(|(index, _)| *index != current);
+        self.vcpus.len() > 1 && others.into_iter().any(|(_, vcpu)| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
     }
 
     /// Puts a virtual CPU's FPU and debug registers into the CPU.
@@ -181,11 +163,7 @@ impl<E: Extension> Runner<E> {
         vcpu.flush_if_stale();
         if vcpu.must_look_again() {
             cpus::returned();
-            return if vcpu.is_asked() {
-                Turn::Yield
-            } else {
-                Turn::Again
-            };
+            return if vcpu.is_asked() { Turn::Yield } else { Turn::Again };
         }
         let before = time::tsc();
         let exit = vcpu.hw.run(&mut self.extension);
@@ -194,11 +172,7 @@ impl<E: Extension> Runner<E> {
         vcpu.vm.stats().ran(after.wrapping_sub(before));
         vcpu.trace.push(after, vcpu.hw.rip(), exit);
         let reason = exits::handle(vcpu, exit);
-        let pending = if exit == Exit::HostInterrupt {
-            irq::poll()
-        } else {
-            irq::take()
-        };
+        let pending = if exit == Exit::HostInterrupt { irq::poll() } else { irq::take() };
         let vm = vcpu.vm;
         self.serve(pending);
         vm.stats().exit(reason, time::tsc().wrapping_sub(after));
@@ -214,12 +188,10 @@ impl<E: Extension> Runner<E> {
         self.arm(None, now);
         cpus::sleeping();
         let (now, tsc) = (time::now(), time::tsc());
-        let awake = self
-            .vcpus
-            .iter()
-            .any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+        let awake = self.vcpus.iter().any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+            || self.home.iter().any(|vm| vm.is_ready())
             || (self.cpu == CpuId(0) && self.machine.wants_poll());
-        let pending = if awake { irq::take() } else { irq::wait() };
+        let pending = if awake { irq::poll() } else { irq::wait() };
         cpus::returned();
         self.serve(pending);
     }
@@ -228,15 +200,8 @@ impl<E: Extension> Runner<E> {
     fn arm(&mut self, slice: Option<Nanos>, now: Nanos) {
         let timers = self.vcpus.iter().filter_map(Vcpu::deadline);
         let chipsets = self.home.iter().filter_map(|vm| vm.chipset_deadline());
-        let console = if self.cpu == CpuId(0) {
-            console::deadline(now)
-        } else {
-            None
-        };
-        let rest = slice
-            .into_iter()
-            .chain(self.service_deadline)
-            .chain(console);
+        let console = if self.cpu == CpuId(0) { cpus::watch_console(|| console::deadline(now)) } else { None };
+        let rest = slice.into_iter().chain(self.service_deadline).chain(console);
         let earliest = timers.chain(chipsets).chain(rest).min();
         if earliest == self.armed {
             return;
@@ -267,15 +232,14 @@ impl<E: Extension> Runner<E> {
     /// The first CPU's duties: the physical device, the console, the end of the run.
     fn serve_machine(&mut self, pending: Pending) {
         let now = time::now();
+        let asked = self.machine.take_poll();
         if let Some(service) = self.machine.service() {
             let interrupted = pending.contains(Pending::DEVICE) && irq::take_devices() != 0;
             if interrupted {
                 service.interrupt(now);
             }
-            let due = self
-                .service_deadline
-                .is_some_and(|deadline| deadline <= now);
-            if self.machine.take_poll() || due || interrupted {
+            let due = self.service_deadline.is_some_and(|deadline| deadline <= now);
+            if asked || due || interrupted {
                 self.service_deadline = service.poll(now);
             }
         }

@@ -104,12 +104,7 @@ impl Default for VmStats {
             ticks: [const { AtomicU64::new(0) }; REASONS],
             guest_ticks: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
-            unknown: [const {
-                Unknown {
-                    key: AtomicU64::new(0),
-                    count: AtomicU64::new(0),
-                }
-            }; UNKNOWN],
+            unknown: [const { Unknown { key: AtomicU64::new(0), count: AtomicU64::new(0) } }; UNKNOWN],
             unknown_lost: AtomicU64::new(0),
         }
     }
@@ -118,10 +113,7 @@ impl Default for VmStats {
 impl VmStats {
     /// Counts one exit and the time it took.
     pub fn exit(&self, reason: Reason, ticks: u64) {
-        if let (Some(count), Some(time)) = (
-            self.counts.get(reason as usize),
-            self.ticks.get(reason as usize),
-        ) {
+        if let (Some(count), Some(time)) = (self.counts.get(reason as usize), self.ticks.get(reason as usize)) {
             count.fetch_add(1, Ordering::Relaxed);
             time.fetch_add(ticks, Ordering::Relaxed);
         }
@@ -143,9 +135,7 @@ impl VmStats {
     }
 
     fn at(&self, index: usize) -> (u64, u64) {
-        let load = |counters: &[AtomicU64; REASONS]| {
-            counters.get(index).map_or(0, |n| n.load(Ordering::Relaxed))
-        };
+        let load = |counters: &[AtomicU64; REASONS]| counters.get(index).map_or(0, |n| n.load(Ordering::Relaxed));
         (load(&self.counts), load(&self.ticks))
     }
 
@@ -175,16 +165,10 @@ impl VmStats {
 
     /// Counts an access that nobody answers. The first few different places are kept apart.
     pub fn nobody(&self, kind: Nobody, place: u64) {
-        let place = if kind == Nobody::Memory {
-            place & !0xFFF
-        } else {
-            place
-        };
+        let place = if kind == Nobody::Memory { place & !0xFFF } else { place };
         let key = (kind as u64) << 56 | place & ((1 << 56) - 1);
         for slot in &self.unknown {
-            let claimed = slot
-                .key
-                .compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed);
+            let claimed = slot.key.compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed);
             if claimed.is_ok() || claimed == Err(key) {
                 slot.count.fetch_add(1, Ordering::Relaxed);
                 return;
@@ -203,11 +187,7 @@ impl VmStats {
                 3 => Nobody::Msr,
                 _ => return None,
             };
-            Some((
-                kind,
-                key & ((1 << 56) - 1),
-                slot.count.load(Ordering::Relaxed),
-            ))
+            Some((kind, key & ((1 << 56) - 1), slot.count.load(Ordering::Relaxed)))
         })
     }
 
@@ -228,10 +208,7 @@ mod tests {
         stats.exit(Reason::Cpuid, 20);
         stats.exit(Reason::Bar, 5);
         assert_eq!(stats.of(Reason::Cpuid), (2, 30));
-        assert_eq!(
-            stats.rows().collect::<Vec<_>>(),
-            [("cpuid", 2, 30), ("mmio-bar", 1, 5)]
-        );
+        assert_eq!(stats.rows().collect::<Vec<_>>(), [("cpuid", 2, 30), ("mmio-bar", 1, 5)]);
         assert_eq!(stats.total(), 3);
     }
 
@@ -248,9 +225,6 @@ mod tests {
         assert_eq!(stats.unanswered_elsewhere(), 1000 - UNKNOWN as u64);
         let stats = VmStats::default();
         stats.nobody(Nobody::Memory, 0xFED4_0123);
-        assert_eq!(
-            stats.unanswered().next(),
-            Some((Nobody::Memory, 0xFED4_0000, 1))
-        );
+        assert_eq!(stats.unanswered().next(), Some((Nobody::Memory, 0xFED4_0000, 1)));
     }
 }

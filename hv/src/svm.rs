@@ -31,21 +31,15 @@ impl Extension for Svm {
 
     fn probe() -> Result<(), Missing> {
         let extended = x86::cpuid(0x8000_0001, 0);
-        if x86::cpuid(0x8000_0000, 0).eax < defs::CPUID_SVM
-            || extended.ecx & defs::CPUID_8000_0001_ECX_SVM == 0
-        {
+        if x86::cpuid(0x8000_0000, 0).eax < defs::CPUID_SVM || extended.ecx & defs::CPUID_8000_0001_ECX_SVM == 0 {
             return Err(Missing("this CPU has no AMD-V"));
         }
         let features = x86::cpuid(defs::CPUID_SVM, 0);
         if features.edx & defs::FEATURE_NP == 0 {
-            return Err(Missing(
-                "AMD-V without nested paging; a newer CPU is needed",
-            ));
+            return Err(Missing("AMD-V without nested paging; a newer CPU is needed"));
         }
         if features.ebx < 2 {
-            return Err(Missing(
-                "AMD-V without address-space identifiers; a newer CPU is needed",
-            ));
+            return Err(Missing("AMD-V without address-space identifiers; a newer CPU is needed"));
         }
         Ok(())
     }
@@ -53,9 +47,7 @@ impl Extension for Svm {
     fn enable() -> Result<Self, Missing> {
         Self::probe()?;
         if entry::is_disabled_by_firmware() {
-            return Err(Missing(
-                "AMD-V is disabled by the firmware; switch SVM on in its setup",
-            ));
+            return Err(Missing("AMD-V is disabled by the firmware; switch SVM on in its setup"));
         }
         let memory = Missing("no memory for AMD-V's host state");
         let host = frame::alloc_zeroed(OwnerId::HYPERVISOR).ok_or(memory)?;
@@ -67,10 +59,7 @@ impl Extension for Svm {
             x86::write_msr(msr::VM_HSAVE_PA, save_area.hpa().0);
             entry::save_host(host.hpa());
         }
-        Ok(Self {
-            host,
-            _save_area: save_area,
-        })
+        Ok(Self { host, _save_area: save_area })
     }
 
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>> {

@@ -23,10 +23,7 @@ pub struct Trace {
 
 impl Default for Trace {
     fn default() -> Self {
-        Self {
-            entries: [None; KEPT],
-            next: 0,
-        }
+        Self { entries: [None; KEPT], next: 0 }
     }
 }
 
@@ -47,10 +44,7 @@ impl Trace {
         let mut before = None;
         for entry in known.skip(skip) {
             let gap = before.map_or(0, |tsc| entry.tsc.wrapping_sub(tsc));
-            out(format_args!(
-                "+{gap:<10} rip={:#x} {:x?}",
-                entry.rip, entry.exit
-            ));
+            out(format_args!("+{gap:<10} rip={:#x} {:x?}", entry.rip, entry.exit));
             before = Some(entry.tsc);
         }
     }

@@ -48,10 +48,7 @@ pub(crate) struct Vcpu<V> {
 impl<V: VirtualCpu> Vcpu<V> {
     /// A parked virtual CPU.
     pub fn new(vm: &'static Vm, index: usize, tag: u16) -> Option<Self> {
-        let hw = V::new(&Setup {
-            nested_root: vm.nested_root(),
-            tag,
-        })?;
+        let hw = V::new(&Setup { nested_root: vm.nested_root(), tag })?;
         Some(Self {
             vm,
             index,
@@ -70,11 +67,7 @@ impl<V: VirtualCpu> Vcpu<V> {
     }
 
     fn power_on(index: usize) -> Lapic {
-        let bootstrap = if index == 0 {
-            Bootstrap::Yes
-        } else {
-            Bootstrap::No
-        };
+        let bootstrap = if index == 0 { Bootstrap::Yes } else { Bootstrap::No };
         Lapic::new(index as u32, bootstrap, APIC_TIMER_HZ)
     }
 
@@ -164,11 +157,7 @@ impl<V: VirtualCpu> Vcpu<V> {
         self.lapic.deadline().map(|deadline| match deadline {
             Deadline::At(deadline) => deadline,
             // One more, as the conversion rounds down.
-            Deadline::Tsc(tsc) => Nanos(
-                time::tsc_to_nanos(self.tsc.to_host(tsc))
-                    .0
-                    .saturating_add(1),
-            ),
+            Deadline::Tsc(tsc) => Nanos(time::tsc_to_nanos(self.tsc.to_host(tsc)).0.saturating_add(1)),
         })
     }
 
@@ -224,9 +213,7 @@ impl<V: VirtualCpu> Vcpu<V> {
                     vector
                 }
                 Interrupt::ExtInt => {
-                    let vector = self
-                        .vm
-                        .with_chipset(|chipset, wires| chipset.acknowledge(now, wires));
+                    let vector = self.vm.with_chipset(|chipset, wires| chipset.acknowledge(now, wires));
                     self.lapic.ack_extint();
                     vector
                 }

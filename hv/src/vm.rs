@@ -103,23 +103,15 @@ impl Vm {
     ///
     /// # Errors
     /// `OutOfMemory`.
-    pub fn new(
-        setup: VmSetup,
-        nested: impl FnOnce(Pool) -> Option<Box<dyn NestedMap>>,
-    ) -> Result<Self, OutOfMemory> {
-        let error = OutOfMemory {
-            needs_mib: (setup.memory >> 20) + (setup.memory >> 28) + 4,
-        };
+    pub fn new(setup: VmSetup, nested: impl FnOnce(Pool) -> Option<Box<dyn NestedMap>>) -> Result<Self, OutOfMemory> {
+        let error = OutOfMemory { needs_mib: (setup.memory >> 20) + (setup.memory >> 28) + 4 };
         let owner = OwnerId(setup.id.0);
         let layout = Layout::new(setup.memory);
         let memory = GuestMemory::allocate(owner, &layout, setup.placement).ok_or(error)?;
         let frames = Pool::frames_for(setup.memory, setup.mapped_bars);
         let map = Pool::new(owner, frames).and_then(nested).ok_or(error)?;
         let tables = Tables::new(map, &memory).map_err(|_| error)?;
-        let config = hv_dev::Config {
-            layout,
-            wall_clock: setup.wall_clock as i64,
-        };
+        let config = hv_dev::Config { layout, wall_clock: setup.wall_clock as i64 };
         let ids = 0..setup.cpus.len() as u32;
         Ok(Self {
             id: setup.id,
@@ -214,14 +206,9 @@ impl Vm {
     pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), NotRam> {
         self.memory.store(gpa, data)?;
         // Recorded after the store: a harvest between the two misses the store, but the next one does not.
-        let last = gpa
-            .wrapping_add((data.len() as u64).saturating_sub(1))
-            .gfn();
+        let last = gpa.wrapping_add((data.len() as u64).saturating_sub(1)).gfn();
         for gfn in (gpa.gfn().0..=last.0).map(Gfn) {
-            let index = self
-                .memory
-                .index_of(gfn)
-                .filter(|index| self.tracking.is_tracked(*index));
+            let index = self.memory.index_of(gfn).filter(|index| self.tracking.is_tracked(*index));
             if let Some(index) = index {
                 self.tables.lock().mark(&self.tracking, index, gfn);
             }
@@ -258,10 +245,7 @@ impl Vm {
     /// CPU in guest mode with this VM has been flushed. `each` may call anything of this VM but `harvest`.
     pub fn harvest(&self, each: &mut dyn FnMut(DirtyPage)) {
         let mut pages = self.harvested.lock();
-        let flush = self
-            .tables
-            .lock()
-            .harvest(&self.tracking, &self.memory, &mut pages);
+        let flush = self.tables.lock().harvest(&self.tracking, &self.memory, &mut pages);
         if flush {
             self.flush();
         }
@@ -280,24 +264,13 @@ impl Vm {
 
     /// Maps a stretch (`offset`, `bytes`) of a BAR to device memory at `hpa`, for good. Follows the BAR when it moves.
     /// `None` when the BAR has four such stretches already.
-    pub fn map_range(
-        &self,
-        device: u8,
-        bar: u8,
-        stretch: (u64, u64),
-        hpa: Hpa,
-        access: Access,
-    ) -> Option<()> {
-        self.tables
-            .lock()
-            .map_range(device, bar, stretch, hpa, access)
+    pub fn map_range(&self, device: u8, bar: u8, stretch: (u64, u64), hpa: Hpa, access: Access) -> Option<()> {
+        self.tables.lock().map_range(device, bar, stretch, hpa, access)
     }
 
     /// Decides about a nested fault.
     pub(crate) fn fault(&self, gpa: Gpa, write: bool) -> Fault {
-        self.tables
-            .lock()
-            .fault(&self.tracking, &self.memory, gpa, write)
+        self.tables.lock().fault(&self.tracking, &self.memory, gpa, write)
     }
 
     /// Reads a page of a BAR that is mapped to a frame; `None` if the access is the model's.
@@ -353,18 +326,12 @@ impl Vm {
 
 impl Vm {
     /// Runs `action` on the chipset, then publishes when it next wants to be called.
-    pub(crate) fn with_chipset<R>(
-        &self,
-        action: impl FnOnce(&mut Chipset, &mut VmWires<'_>) -> R,
-    ) -> R {
+    pub(crate) fn with_chipset<R>(&self, action: impl FnOnce(&mut Chipset, &mut VmWires<'_>) -> R) -> R {
         let mut wires = VmWires::new(self);
         let (result, deadline) = {
             let mut chipset = self.chipset.lock();
             let result = action(&mut chipset, &mut wires);
-            (
-                result,
-                chipset.deadline().map_or(u64::MAX, |deadline| deadline.0),
-            )
+            (result, chipset.deadline().map_or(u64::MAX, |deadline| deadline.0))
         };
         let before = self.chipset_deadline.swap(deadline, Ordering::SeqCst);
         if deadline < before {
@@ -382,10 +349,7 @@ impl Vm {
 
     /// Advances the chipset's timers if they are due.
     pub(crate) fn tick(&self, now: Nanos) {
-        if self
-            .chipset_deadline()
-            .is_some_and(|deadline| deadline <= now)
-        {
+        if self.chipset_deadline().is_some_and(|deadline| deadline <= now) {
             self.with_chipset(|chipset, wires| chipset.tick(now, wires));
         }
     }

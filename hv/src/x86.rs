@@ -7,12 +7,7 @@ use hv_defs::cpuid::Regs;
 /// CPUID of this CPU.
 pub fn cpuid(leaf: u32, subleaf: u32) -> Regs {
     let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-    Regs {
-        eax: result.eax,
-        ebx: result.ebx,
-        ecx: result.ecx,
-        edx: result.edx,
-    }
+    Regs { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }
 
 /// Reads a model-specific register.

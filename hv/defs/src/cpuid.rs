@@ -33,16 +33,10 @@ const fn keep(mask: u32) -> Bits {
     Bits { keep: mask, set: 0 }
 }
 const fn clear(mask: u32) -> Bits {
-    Bits {
-        keep: !mask,
-        set: 0,
-    }
+    Bits { keep: !mask, set: 0 }
 }
 const fn fixed(value: u32) -> Bits {
-    Bits {
-        keep: 0,
-        set: value,
-    }
+    Bits { keep: 0, set: value }
 }
 
 /// What is computed for a leaf after the masks: the part that depends on the vCPU or the VM.
@@ -88,15 +82,7 @@ pub struct Leaf {
 }
 
 const fn row(leaf: u32, subleaf: Option<u32>, regs: [Bits; 4], adjust: Adjust) -> Leaf {
-    Leaf {
-        leaf,
-        subleaf,
-        eax: regs[0],
-        ebx: regs[1],
-        ecx: regs[2],
-        edx: regs[3],
-        adjust,
-    }
+    Leaf { leaf, subleaf, eax: regs[0], ebx: regs[1], ecx: regs[2], edx: regs[3], adjust }
 }
 
 /// Highest basic leaf shown. 0x15 and 0x16 lie in some emulators (design D14): the clock rate is told by kvmclock.
@@ -187,14 +173,8 @@ pub const LEAVES: &[Leaf] = &[
         [
             ALL,
             keep(0xFF00),
-            Bits {
-                keep: !LEAF1_ECX_HIDDEN,
-                set: LEAF1_ECX_SET,
-            },
-            Bits {
-                keep: !LEAF1_EDX_HIDDEN,
-                set: LEAF1_EDX_SET,
-            },
+            Bits { keep: !LEAF1_ECX_HIDDEN, set: LEAF1_ECX_SET },
+            Bits { keep: !LEAF1_EDX_HIDDEN, set: LEAF1_EDX_SET },
         ],
         Adjust::Leaf1,
     ),
@@ -205,44 +185,21 @@ pub const LEAVES: &[Leaf] = &[
     row(
         0x7,
         Some(0),
-        [
-            ZERO,
-            Bits {
-                keep: LEAF7_EBX_KEPT,
-                set: LEAF7_EBX_TSC_ADJUST,
-            },
-            keep(LEAF7_ECX_KEPT),
-            keep(LEAF7_EDX_KEPT),
-        ],
+        [ZERO, Bits { keep: LEAF7_EBX_KEPT, set: LEAF7_EBX_TSC_ADJUST }, keep(LEAF7_ECX_KEPT), keep(LEAF7_EDX_KEPT)],
         Adjust::Leaf7,
     ),
     row(0xB, None, [ZERO, ZERO, ZERO, ZERO], Adjust::Topology),
     row(0xD, None, [ALL, ALL, ALL, ALL], Adjust::Xsave),
     row(0x8000_0000, None, [ALL, ALL, ALL, ALL], Adjust::MaxExtended),
-    row(
-        0x8000_0001,
-        None,
-        [ALL, ALL, clear(EXT1_ECX_HIDDEN), ALL],
-        Adjust::None,
-    ),
+    row(0x8000_0001, None, [ALL, ALL, clear(EXT1_ECX_HIDDEN), ALL], Adjust::None),
     row(0x8000_0002, None, [ALL, ALL, ALL, ALL], Adjust::None),
     row(0x8000_0003, None, [ALL, ALL, ALL, ALL], Adjust::None),
     row(0x8000_0004, None, [ALL, ALL, ALL, ALL], Adjust::None),
     row(0x8000_0005, None, [ALL, ALL, ALL, ALL], Adjust::None),
     row(0x8000_0006, None, [ALL, ALL, ALL, ALL], Adjust::None),
     // Invariant TSC alone.
-    row(
-        0x8000_0007,
-        None,
-        [ZERO, ZERO, ZERO, fixed(1 << 8)],
-        Adjust::None,
-    ),
-    row(
-        0x8000_0008,
-        None,
-        [keep(0xFFFF), keep(EXT8_EBX_KEPT), ZERO, ZERO],
-        Adjust::AddressSizes,
-    ),
+    row(0x8000_0007, None, [ZERO, ZERO, ZERO, fixed(1 << 8)], Adjust::None),
+    row(0x8000_0008, None, [keep(0xFFFF), keep(EXT8_EBX_KEPT), ZERO, ZERO], Adjust::AddressSizes),
 ];
 
 /// Extended features of leaf 0xD subleaf 1 that need no MSR: XSAVEOPT, XSAVEC, XGETBV(1).
@@ -261,9 +218,7 @@ pub const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 24;
 
 /// The row that answers `leaf`, `subleaf`.
 pub fn find(leaf: u32, subleaf: u32) -> Option<&'static Leaf> {
-    LEAVES
-        .iter()
-        .find(|row| row.leaf == leaf && row.subleaf.is_none_or(|only| only == subleaf))
+    LEAVES.iter().find(|row| row.leaf == leaf && row.subleaf.is_none_or(|only| only == subleaf))
 }
 
 impl Bits {
@@ -292,40 +247,23 @@ mod tests {
     #[test]
     fn rows_are_sorted_and_unique() {
         for pair in LEAVES.windows(2) {
-            assert!(
-                (pair[0].leaf, pair[0].subleaf) < (pair[1].leaf, pair[1].subleaf),
-                "{:#x}",
-                pair[1].leaf
-            );
+            assert!((pair[0].leaf, pair[0].subleaf) < (pair[1].leaf, pair[1].subleaf), "{:#x}", pair[1].leaf);
         }
     }
 
     #[test]
     fn rows_lie_below_the_caps() {
         for row in LEAVES {
-            let cap = if row.leaf < HYPERVISOR_BASE {
-                MAX_BASIC
-            } else {
-                MAX_EXTENDED
-            };
+            let cap = if row.leaf < HYPERVISOR_BASE { MAX_BASIC } else { MAX_EXTENDED };
             assert!(row.leaf <= cap, "{:#x}", row.leaf);
         }
     }
 
     #[test]
     fn no_nested_virtualization_is_offered() {
-        let all = Regs {
-            eax: !0,
-            ebx: !0,
-            ecx: !0,
-            edx: !0,
-        };
+        let all = Regs { eax: !0, ebx: !0, ecx: !0, edx: !0 };
         assert_eq!(find(1, 0).unwrap().apply(all).ecx & (1 << 5), 0, "VMX");
-        assert_eq!(
-            find(0x8000_0001, 0).unwrap().apply(all).ecx & (1 << 2),
-            0,
-            "SVM"
-        );
+        assert_eq!(find(0x8000_0001, 0).unwrap().apply(all).ecx & (1 << 2), 0, "SVM");
         assert!(find(0x8000_000A, 0).is_none());
         assert!(find(7, 1).is_none());
     }
@@ -335,10 +273,7 @@ mod tests {
         let leaf1 = find(1, 0).unwrap().apply(Regs::default());
         assert_eq!(leaf1.ecx & LEAF1_ECX_SET, LEAF1_ECX_SET);
         assert_eq!(leaf1.edx & LEAF1_EDX_SET, LEAF1_EDX_SET);
-        assert_eq!(
-            find(0x8000_0007, 0).unwrap().apply(Regs::default()).edx,
-            1 << 8
-        );
+        assert_eq!(find(0x8000_0007, 0).unwrap().apply(Regs::default()).edx, 1 << 8);
         assert_eq!(find(6, 0).unwrap().apply(Regs::default()).eax, 1 << 2);
     }
 }

@@ -1,9 +1,6 @@
 //! Model-specific registers: numbers, and the policy table for guests (design D8). A register that no row names
 //! raises #GP and is counted.
-#![allow(
-    missing_docs,
-    reason = "constant tables: each name is the manual's own"
-)]
+#![allow(missing_docs, reason = "constant tables: each name is the manual's own")]
 
 pub const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 pub const IA32_APIC_BASE: u32 = 0x1B;
@@ -69,20 +66,10 @@ pub struct Row {
 }
 
 const fn one(msr: u32, name: &'static str, policy: Policy) -> Row {
-    Row {
-        first: msr,
-        last: msr,
-        name,
-        policy,
-    }
+    Row { first: msr, last: msr, name, policy }
 }
 const fn run(first: u32, last: u32, name: &'static str, policy: Policy) -> Row {
-    Row {
-        first,
-        last,
-        name,
-        policy,
-    }
+    Row { first, last, name, policy }
 }
 const fn stored(reset: u64, writable: u64) -> Policy {
     Policy::Stored { reset, writable }
@@ -146,11 +133,7 @@ pub const TABLE: &[Row] = &[
     one(IA32_TSC_DEADLINE, "TSC_DEADLINE", Policy::Apic),
     run(X2APIC_FIRST, X2APIC_LAST, "X2APIC", Policy::Apic),
     one(KVM_WALL_CLOCK, "KVM_WALL_CLOCK_NEW", Policy::KvmWallClock),
-    one(
-        KVM_SYSTEM_TIME,
-        "KVM_SYSTEM_TIME_NEW",
-        Policy::KvmSystemTime,
-    ),
+    one(KVM_SYSTEM_TIME, "KVM_SYSTEM_TIME_NEW", Policy::KvmSystemTime),
     one(EFER, "EFER", Policy::Efer),
     one(STAR, "STAR", Policy::Native),
     one(LSTAR, "LSTAR", Policy::Native),
@@ -240,12 +223,7 @@ mod tests {
             assert!(row.first <= row.last, "{}", row.name);
         }
         for pair in TABLE.windows(2) {
-            assert!(
-                pair[0].last < pair[1].first,
-                "{} and {}",
-                pair[0].name,
-                pair[1].name
-            );
+            assert!(pair[0].last < pair[1].first, "{} and {}", pair[0].name, pair[1].name);
         }
     }
 

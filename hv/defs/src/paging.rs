@@ -101,11 +101,7 @@ impl EntryFormat for Npt {
         match entry {
             Entry::Empty => 0,
             Entry::Table(hpa) => (hpa.0 & ADDRESS) | P | RW | US,
-            Entry::Leaf {
-                hpa,
-                access,
-                caching,
-            } => {
+            Entry::Leaf { hpa, access, caching } => {
                 let size = if level == Level::L1 { 0 } else { PS };
                 let write = if access == Access::ReadWrite { RW } else { 0 };
                 // PAT slot 2 (PCD alone) is UC-, which a guest's WC overrides; UC would not yield.
@@ -123,16 +119,8 @@ impl EntryFormat for Npt {
         } else {
             Entry::Leaf {
                 hpa: Hpa(raw & ADDRESS & !(level.bytes() - 1)),
-                access: if raw & RW != 0 {
-                    Access::ReadWrite
-                } else {
-                    Access::Read
-                },
-                caching: if raw & (PCD | PWT) != 0 {
-                    Caching::Uncached
-                } else {
-                    Caching::WriteBack
-                },
+                access: if raw & RW != 0 { Access::ReadWrite } else { Access::Read },
+                caching: if raw & (PCD | PWT) != 0 { Caching::Uncached } else { Caching::WriteBack },
             }
         }
     }
@@ -147,30 +135,19 @@ mod tests {
         for level in [Level::L1, Level::L2, Level::L3] {
             for access in [Access::Read, Access::ReadWrite] {
                 for caching in [Caching::WriteBack, Caching::Uncached] {
-                    let leaf = Entry::Leaf {
-                        hpa: Hpa(3 << 30),
-                        access,
-                        caching,
-                    };
+                    let leaf = Entry::Leaf { hpa: Hpa(3 << 30), access, caching };
                     assert_eq!(Npt::decode(level, Npt::encode(level, leaf)), leaf);
                 }
             }
         }
         let table = Entry::Table(Hpa(0x7000));
         assert_eq!(Npt::decode(Level::L3, Npt::encode(Level::L3, table)), table);
-        assert_eq!(
-            Npt::decode(Level::L2, Npt::encode(Level::L2, Entry::Empty)),
-            Entry::Empty
-        );
+        assert_eq!(Npt::decode(Level::L2, Npt::encode(Level::L2, Entry::Empty)), Entry::Empty);
     }
 
     #[test]
     fn npt_bits_are_those_of_the_manual() {
-        let leaf = Entry::Leaf {
-            hpa: Hpa(0x20_0000),
-            access: Access::ReadWrite,
-            caching: Caching::WriteBack,
-        };
+        let leaf = Entry::Leaf { hpa: Hpa(0x20_0000), access: Access::ReadWrite, caching: Caching::WriteBack };
         assert_eq!(Npt::encode(Level::L2, leaf), 0x20_0087);
         assert_eq!(Npt::encode(Level::L4, Entry::Table(Hpa(0x1000))), 0x1007);
     }

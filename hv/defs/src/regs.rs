@@ -1,8 +1,5 @@
 //! Architectural registers and event numbers (SDM volume 3 chapters 2, 4, 6; APM volume 2 chapters 3, 5, 8).
-#![allow(
-    missing_docs,
-    reason = "constant tables: each name is the manual's own"
-)]
+#![allow(missing_docs, reason = "constant tables: each name is the manual's own")]
 
 use bitflags::bitflags;
 

@@ -1,8 +1,5 @@
 //! AMD-V: the virtual machine control block, exit codes and intercepts (APM volume 2, chapter 15 and appendices B, C).
-#![allow(
-    missing_docs,
-    reason = "constant tables: each name is the manual's own"
-)]
+#![allow(missing_docs, reason = "constant tables: each name is the manual's own")]
 
 use core::mem::offset_of;
 
@@ -160,12 +157,7 @@ const _: () = {
 impl Vmcb {
     /// A control block of zeros: nothing intercepted, no state. `VMRUN` refuses it.
     pub const fn zeroed() -> Self {
-        const SEGMENT: Segment = Segment {
-            selector: 0,
-            attrib: 0,
-            limit: 0,
-            base: 0,
-        };
+        const SEGMENT: Segment = Segment { selector: 0, attrib: 0, limit: 0, base: 0 };
         Self {
             control: Control {
                 intercept_cr_read: 0,

@@ -24,13 +24,7 @@ pub(super) struct GuestBus<'a> {
 
 impl<'a> GuestBus<'a> {
     pub fn new(vm: &'a Vm, index: usize, lapic: &'a mut Lapic, now: Nanos) -> Self {
-        Self {
-            vm,
-            index,
-            lapic,
-            now,
-            reason: Reason::Other,
-        }
+        Self { vm, index, lapic, now, reason: Reason::Other }
     }
 
     /// What the accesses reached, for the counters.
@@ -41,16 +35,12 @@ impl<'a> GuestBus<'a> {
     /// IN. Nobody reads as ones.
     pub fn port_in(&mut self, port: u16, width: Width) -> u32 {
         let now = self.now;
-        let chipset = self
-            .vm
-            .with_chipset(|chipset, wires| chipset.port_read(port, width, now, wires));
+        let chipset = self.vm.with_chipset(|chipset, wires| chipset.port_read(port, width, now, wires));
         if let Some(value) = chipset {
             return value;
         }
         if let Some(place) = self.vm.find_bar(Space::Io, u64::from(port)) {
-            let value = self
-                .vm
-                .with_function(place, |f| f.bar_read(place.bar, place.offset, width, now));
+            let value = self.vm.with_function(place, |f| f.bar_read(place.bar, place.offset, width, now));
             return value.unwrap_or(u64::MAX) as u32;
         }
         self.vm.stats().nobody(Nobody::Port, u64::from(port));
@@ -60,16 +50,12 @@ impl<'a> GuestBus<'a> {
     /// OUT.
     pub fn port_out(&mut self, port: u16, width: Width, value: u32) {
         let now = self.now;
-        let chipset = self
-            .vm
-            .with_chipset(|chipset, wires| chipset.port_write(port, width, value, now, wires));
+        let chipset = self.vm.with_chipset(|chipset, wires| chipset.port_write(port, width, value, now, wires));
         if chipset.is_some() {
             return;
         }
         if let Some(place) = self.vm.find_bar(Space::Io, u64::from(port)) {
-            self.vm.with_function(place, |f| {
-                f.bar_write(place.bar, place.offset, width, value.into(), now)
-            });
+            self.vm.with_function(place, |f| f.bar_write(place.bar, place.offset, width, value.into(), now));
             return;
         }
         self.vm.stats().nobody(Nobody::Port, u64::from(port));
@@ -90,21 +76,14 @@ impl<'a> GuestBus<'a> {
         if let Some(place) = self.vm.find_bar(Space::Memory, gpa.0) {
             self.reason = Reason::Bar;
             let mut bytes = [0; 8];
-            let mapped = bytes
-                .get_mut(..width.bytes())
-                .and_then(|buf| self.vm.read_mapped(gpa, buf));
+            let mapped = bytes.get_mut(..width.bytes()).and_then(|buf| self.vm.read_mapped(gpa, buf));
             if mapped.is_some() {
                 return u64::from_le_bytes(bytes);
             }
-            let value = self
-                .vm
-                .with_function(place, |f| f.bar_read(place.bar, place.offset, width, now));
+            let value = self.vm.with_function(place, |f| f.bar_read(place.bar, place.offset, width, now));
             return value.unwrap_or(u64::MAX);
         }
-        if let Some(value) = self
-            .vm
-            .with_chipset(|chipset, wires| chipset.mmio_read(gpa, width, now, wires))
-        {
+        if let Some(value) = self.vm.with_chipset(|chipset, wires| chipset.mmio_read(gpa, width, now, wires)) {
             self.reason = Reason::Chipset;
             return value;
         }
@@ -119,11 +98,7 @@ impl<'a> GuestBus<'a> {
             self.reason = Reason::ApicPage;
             // Registers are written whole; what is not 32 bits wide at a register is dropped, as the SDM allows.
             if width == Width::B4 {
-                let mut bus = VcpuApicBus {
-                    vm: self.vm,
-                    index: self.index,
-                    now,
-                };
+                let mut bus = VcpuApicBus { vm: self.vm, index: self.index, now };
                 self.lapic.mmio_write(offset, value as u32, now, &mut bus);
             }
             return;
@@ -131,21 +106,13 @@ impl<'a> GuestBus<'a> {
         if let Some(place) = self.vm.find_bar(Space::Memory, gpa.0) {
             self.reason = Reason::Bar;
             let bytes = value.to_le_bytes();
-            let mapped = bytes
-                .get(..width.bytes())
-                .and_then(|data| self.vm.write_mapped(gpa, data));
+            let mapped = bytes.get(..width.bytes()).and_then(|data| self.vm.write_mapped(gpa, data));
             if mapped.is_none() {
-                self.vm.with_function(place, |f| {
-                    f.bar_write(place.bar, place.offset, width, value, now)
-                });
+                self.vm.with_function(place, |f| f.bar_write(place.bar, place.offset, width, value, now));
             }
             return;
         }
-        if self
-            .vm
-            .with_chipset(|chipset, wires| chipset.mmio_write(gpa, width, value, now, wires))
-            .is_some()
-        {
+        if self.vm.with_chipset(|chipset, wires| chipset.mmio_write(gpa, width, value, now, wires)).is_some() {
             self.reason = Reason::Chipset;
             return;
         }
@@ -158,11 +125,7 @@ impl<'a> GuestBus<'a> {
 fn apic_read(lapic: &mut Lapic, offset: u16, width: Width, now: Nanos) -> u64 {
     let register = u64::from(lapic.mmio_read(offset & !0xF, now));
     let shift = u32::from(offset & 0xF) * 8;
-    if shift < 32 {
-        register >> shift & width.mask()
-    } else {
-        0
-    }
+    if shift < 32 { register >> shift & width.mask() } else { 0 }
 }
 
 impl Bus for GuestBus<'_> {
@@ -172,13 +135,8 @@ impl Bus for GuestBus<'_> {
         }
         let len = buf.len();
         for (at, width) in pieces(gpa, len) {
-            let value = self
-                .device_read(gpa.wrapping_add(at as u64), width)
-                .to_le_bytes();
-            if let (Some(place), Some(bytes)) = (
-                buf.get_mut(at..at + width.bytes()),
-                value.get(..width.bytes()),
-            ) {
+            let value = self.device_read(gpa.wrapping_add(at as u64), width).to_le_bytes();
+            if let (Some(place), Some(bytes)) = (buf.get_mut(at..at + width.bytes()), value.get(..width.bytes())) {
                 place.copy_from_slice(bytes);
             }
         }
@@ -190,17 +148,10 @@ impl Bus for GuestBus<'_> {
         }
         for (at, width) in pieces(gpa, data.len()) {
             let mut value = [0; 8];
-            if let (Some(place), Some(bytes)) = (
-                value.get_mut(..width.bytes()),
-                data.get(at..at + width.bytes()),
-            ) {
+            if let (Some(place), Some(bytes)) = (value.get_mut(..width.bytes()), data.get(at..at + width.bytes())) {
                 place.copy_from_slice(bytes);
             }
-            self.device_write(
-                gpa.wrapping_add(at as u64),
-                width,
-                u64::from_le_bytes(value),
-            );
+            self.device_write(gpa.wrapping_add(at as u64), width, u64::from_le_bytes(value));
         }
     }
 
@@ -243,7 +194,6 @@ impl ApicBus for VcpuApicBus<'_> {
 
     fn eoi(&mut self, vector: u8) {
         let now = self.now;
-        self.vm
-            .with_chipset(|chipset, wires| chipset.eoi(vector, now, wires));
+        self.vm.with_chipset(|chipset, wires| chipset.eoi(vector, now, wires));
     }
 }

@@ -37,12 +37,7 @@ pub(super) fn execute<V: VirtualCpu>(vcpu: &mut Vcpu<V>) {
     };
     let (leaf, subleaf) = (vcpu.hw.gpr(0) as u32, vcpu.hw.gpr(1) as u32);
     let answer = answer(leaf, subleaf, &view, &x86::cpuid);
-    for (number, value) in [
-        (0, answer.eax),
-        (3, answer.ebx),
-        (1, answer.ecx),
-        (2, answer.edx),
-    ] {
+    for (number, value) in [(0, answer.eax), (3, answer.ebx), (1, answer.ecx), (2, answer.edx)] {
         vcpu.hw.set_gpr(number, u64::from(value));
     }
 }
@@ -52,37 +47,17 @@ fn answer(leaf: u32, subleaf: u32, view: &GuestView, host: &dyn Fn(u32, u32) -> 
     match leaf {
         cpuid::HYPERVISOR_BASE => vendor(leaf, &cpuid::HYPERVISOR_VENDOR),
         cpuid::KVM_BASE => vendor(leaf + 1, &cpuid::KVM_VENDOR),
-        leaf if leaf == cpuid::KVM_BASE + 1 => Regs {
-            eax: cpuid::KVM_FEATURES,
-            ..Regs::default()
-        },
+        leaf if leaf == cpuid::KVM_BASE + 1 => Regs { eax: cpuid::KVM_FEATURES, ..Regs::default() },
         _ => match cpuid::find(leaf, subleaf) {
-            Some(row) => adjust(
-                row.adjust,
-                subleaf,
-                row.apply(host(leaf, subleaf)),
-                view,
-                host,
-            ),
+            Some(row) => adjust(row.adjust, subleaf, row.apply(host(leaf, subleaf)), view, host),
             None => Regs::default(),
         },
     }
 }
 
 fn vendor(highest: u32, text: &[u8; 12]) -> Regs {
-    let word = |at: usize| {
-        text.iter()
-            .skip(at)
-            .take(4)
-            .rev()
-            .fold(0, |sum, byte| sum << 8 | u32::from(*byte))
-    };
-    Regs {
-        eax: highest,
-        ebx: word(0),
-        ecx: word(4),
-        edx: word(8),
-    }
+    let word = |at: usize| text.iter().skip(at).take(4).rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    Regs { eax: highest, ebx: word(0), ecx: word(4), edx: word(8) }
 }
 
 /// Bits of an APIC id that number the cores.
@@ -90,13 +65,7 @@ fn core_bits(vcpus: u32) -> u32 {
     vcpus.max(1).next_power_of_two().trailing_zeros()
 }
 
-fn adjust(
-    what: Adjust,
-    subleaf: u32,
-    mut regs: Regs,
-    view: &GuestView,
-    host: &dyn Fn(u32, u32) -> Regs,
-) -> Regs {
+fn adjust(what: Adjust, subleaf: u32, mut regs: Regs, view: &GuestView, host: &dyn Fn(u32, u32) -> Regs) -> Regs {
     match what {
         Adjust::None => {}
         Adjust::MaxBasic => regs.eax = regs.eax.clamp(1, cpuid::MAX_BASIC),
@@ -119,11 +88,7 @@ fn leaf_1(regs: &mut Regs, view: &GuestView) {
     const HTT: u32 = 1 << 28;
     const OSXSAVE: u32 = 1 << 27;
     regs.ebx |= view.apic_id << 24 | view.vcpus << 16;
-    regs.edx = if view.vcpus > 1 {
-        regs.edx | HTT
-    } else {
-        regs.edx & !HTT
-    };
+    regs.edx = if view.vcpus > 1 { regs.edx | HTT } else { regs.edx & !HTT };
     if view.cr4 & Cr4::OSXSAVE.bits() != 0 {
         regs.ecx |= OSXSAVE;
     }
@@ -135,11 +100,7 @@ fn cache_sharing(regs: &mut Regs, view: &GuestView) {
     if regs.eax & 0x1F == 0 {
         return;
     }
-    let sharing = if regs.eax >> 5 & 7 >= LAST_LEVEL {
-        (1 << core_bits(view.vcpus)) - 1
-    } else {
-        0
-    };
+    let sharing = if regs.eax >> 5 & 7 >= LAST_LEVEL { (1 << core_bits(view.vcpus)) - 1 } else { 0 };
     let cores = (1 << core_bits(view.vcpus)) - 1;
     regs.eax = regs.eax & 0x3FFF | sharing << 14 | cores << 26;
 }
@@ -151,12 +112,7 @@ fn topology(subleaf: u32, view: &GuestView) -> Regs {
         1 => (core_bits(view.vcpus), view.vcpus, 2),
         _ => (0, 0, 0),
     };
-    Regs {
-        eax: shift,
-        ebx: count,
-        ecx: kind << 8 | subleaf & 0xFF,
-        edx: view.apic_id,
-    }
+    Regs { eax: shift, ebx: count, ecx: kind << 8 | subleaf & 0xFF, edx: view.apic_id }
 }
 
 /// Leaf 0xD: what XCR0 may hold, how large the area is now, and where each component lies.
@@ -180,14 +136,7 @@ fn xsave(subleaf: u32, regs: &mut Regs, view: &GuestView, host: &dyn Fn(u32, u32
                 edx: (supported >> 32) as u32,
             };
         }
-        1 => {
-            *regs = Regs {
-                eax: cpuid::XSAVE_EXTENDED_KEPT.apply(regs.eax),
-                ebx: area(view.xcr0),
-                ecx: 0,
-                edx: 0,
-            }
-        }
+        1 => *regs = Regs { eax: cpuid::XSAVE_EXTENDED_KEPT.apply(regs.eax), ebx: area(view.xcr0), ecx: 0, edx: 0 },
         2..63 if supported >> subleaf & 1 != 0 => {}
         _ => *regs = Regs::default(),
     }
@@ -197,60 +146,18 @@ fn xsave(subleaf: u32, regs: &mut Regs, view: &GuestView, host: &dyn Fn(u32, u32
 mod tests {
     use super::*;
 
-    const VIEW: GuestView = GuestView {
-        apic_id: 2,
-        vcpus: 3,
-        cr4: 0,
-        xcr0: 7,
-        xcr0_supported: 7,
-    };
+    const VIEW: GuestView = GuestView { apic_id: 2, vcpus: 3, cr4: 0, xcr0: 7, xcr0_supported: 7 };
 
     fn host(leaf: u32, subleaf: u32) -> Regs {
         match (leaf, subleaf) {
-            (0, _) => Regs {
-                eax: 0x16,
-                ..Regs::default()
-            },
-            (0xD, 0) => Regs {
-                eax: 0x207,
-                ebx: 0x340,
-                ecx: 0xA88,
-                edx: 0,
-            },
-            (0xD, 1) => Regs {
-                eax: 0xF,
-                ebx: 0x340,
-                ecx: 0x100,
-                edx: 0,
-            },
-            (0xD, 2) => Regs {
-                eax: 256,
-                ebx: 576,
-                ecx: 0,
-                edx: 0,
-            },
-            (0xD, 9) => Regs {
-                eax: 8,
-                ebx: 0xA80,
-                ecx: 0,
-                edx: 0,
-            },
-            (0x8000_0008, _) => Regs {
-                eax: 0x3034,
-                ebx: !0,
-                ecx: 0xFF,
-                edx: 5,
-            },
-            (0x8000_0000, _) => Regs {
-                eax: 0x8000_001F,
-                ..Regs::default()
-            },
-            _ => Regs {
-                eax: !0,
-                ebx: !0,
-                ecx: !0,
-                edx: !0,
-            },
+            (0, _) => Regs { eax: 0x16, ..Regs::default() },
+            (0xD, 0) => Regs { eax: 0x207, ebx: 0x340, ecx: 0xA88, edx: 0 },
+            (0xD, 1) => Regs { eax: 0xF, ebx: 0x340, ecx: 0x100, edx: 0 },
+            (0xD, 2) => Regs { eax: 256, ebx: 576, ecx: 0, edx: 0 },
+            (0xD, 9) => Regs { eax: 8, ebx: 0xA80, ecx: 0, edx: 0 },
+            (0x8000_0008, _) => Regs { eax: 0x3034, ebx: !0, ecx: 0xFF, edx: 5 },
+            (0x8000_0000, _) => Regs { eax: 0x8000_001F, ..Regs::default() },
+            _ => Regs { eax: !0, ebx: !0, ecx: !0, edx: !0 },
         }
     }
 
@@ -262,14 +169,8 @@ mod tests {
     fn hypervisor_leaves_are_found_where_linux_looks() {
         assert_eq!(ask(1, 0).ecx >> 31, 1);
         let kvm = ask(0x4000_0100, 0);
-        assert_eq!(
-            (kvm.eax, kvm.ebx, kvm.ecx, kvm.edx),
-            (0x4000_0101, 0x4b4d_564b, 0x564b_4d56, 0x4d)
-        );
-        assert_eq!(
-            ask(0x4000_0101, 0).eax & (1 << 3 | 1 << 24),
-            1 << 3 | 1 << 24
-        );
+        assert_eq!((kvm.eax, kvm.ebx, kvm.ecx, kvm.edx), (0x4000_0101, 0x4b4d_564b, 0x564b_4d56, 0x4d));
+        assert_eq!(ask(0x4000_0101, 0).eax & (1 << 3 | 1 << 24), 1 << 3 | 1 << 24);
         assert_eq!(ask(0x4000_0000, 0).ebx.to_le_bytes(), *b"Pris");
         assert_eq!(ask(0x4000_0002, 0), Regs::default());
     }
@@ -277,45 +178,14 @@ mod tests {
     #[test]
     fn topology_leaves_agree() {
         let leaf1 = ask(1, 0);
-        assert_eq!(
-            (leaf1.ebx >> 24, leaf1.ebx >> 16 & 0xFF, leaf1.edx >> 28 & 1),
-            (2, 3, 1)
-        );
-        assert_eq!(
-            ask(0xB, 0),
-            Regs {
-                eax: 0,
-                ebx: 1,
-                ecx: 0x100,
-                edx: 2
-            }
-        );
-        assert_eq!(
-            ask(0xB, 1),
-            Regs {
-                eax: 2,
-                ebx: 3,
-                ecx: 0x201,
-                edx: 2
-            }
-        );
+        assert_eq!((leaf1.ebx >> 24, leaf1.ebx >> 16 & 0xFF, leaf1.edx >> 28 & 1), (2, 3, 1));
+        assert_eq!(ask(0xB, 0), Regs { eax: 0, ebx: 1, ecx: 0x100, edx: 2 });
+        assert_eq!(ask(0xB, 1), Regs { eax: 2, ebx: 3, ecx: 0x201, edx: 2 });
         assert_eq!(ask(0xB, 2).ebx, 0);
         assert_eq!(ask(0x8000_0008, 0).ecx, 2 << 12 | 2);
-        let one = GuestView {
-            apic_id: 0,
-            vcpus: 1,
-            ..VIEW
-        };
+        let one = GuestView { apic_id: 0, vcpus: 1, ..VIEW };
         assert_eq!(answer(1, 0, &one, &host).edx >> 28 & 1, 0);
-        assert_eq!(
-            answer(0xB, 1, &one, &host),
-            Regs {
-                eax: 0,
-                ebx: 1,
-                ecx: 0x201,
-                edx: 0
-            }
-        );
+        assert_eq!(answer(0xB, 1, &one, &host), Regs { eax: 0, ebx: 1, ecx: 0x201, edx: 0 });
     }
 
     #[test]
@@ -330,34 +200,20 @@ mod tests {
 
     #[test]
     fn leaf_d_matches_what_xcr0_may_hold() {
-        assert_eq!(
-            ask(0xD, 0),
-            Regs {
-                eax: 7,
-                ebx: 832,
-                ecx: 832,
-                edx: 0
-            }
-        );
+        assert_eq!(ask(0xD, 0), Regs { eax: 7, ebx: 832, ecx: 832, edx: 0 });
         let small = GuestView { xcr0: 1, ..VIEW };
         assert_eq!(answer(0xD, 0, &small, &host).ebx, 576);
         assert_eq!(ask(0xD, 1).eax, 7, "no XSAVES");
         assert_eq!(ask(0xD, 2).eax, 256);
         assert_eq!(ask(0xD, 9), Regs::default(), "PKRU is not offered");
-        let none = GuestView {
-            xcr0_supported: 0,
-            ..VIEW
-        };
+        let none = GuestView { xcr0_supported: 0, ..VIEW };
         assert_eq!(answer(0xD, 0, &none, &host), Regs::default());
     }
 
     #[test]
     fn osxsave_follows_cr4() {
         assert_eq!(ask(1, 0).ecx >> 27 & 1, 0);
-        let on = GuestView {
-            cr4: 1 << 18,
-            ..VIEW
-        };
+        let on = GuestView { cr4: 1 << 18, ..VIEW };
         assert_eq!(answer(1, 0, &on, &host).ecx >> 27 & 1, 1);
     }
 }

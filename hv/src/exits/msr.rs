@@ -15,11 +15,7 @@ use crate::vendor::VirtualCpu;
 const FAULT: GeneralProtection = GeneralProtection;
 
 /// What RDMSR gives.
-pub(super) fn read<V: VirtualCpu>(
-    vcpu: &mut Vcpu<V>,
-    number: u32,
-    now: Nanos,
-) -> Result<u64, GeneralProtection> {
+pub(super) fn read<V: VirtualCpu>(vcpu: &mut Vcpu<V>, number: u32, now: Nanos) -> Result<u64, GeneralProtection> {
     let Some((row, slot)) = msr::find(number) else {
         vcpu.vm.stats().nobody(Nobody::Msr, u64::from(number));
         return Err(FAULT);
@@ -54,11 +50,7 @@ pub(super) fn write<V: VirtualCpu>(
         Policy::Constant(_) => Err(FAULT),
         Policy::Ignored(_) => Ok(()),
         Policy::Stored { writable, .. } if value & !writable != 0 => Err(FAULT),
-        Policy::Stored { .. } => vcpu
-            .stored
-            .get_mut(slot)
-            .map(|place| *place = value)
-            .ok_or(FAULT),
+        Policy::Stored { .. } => vcpu.stored.get_mut(slot).map(|place| *place = value).ok_or(FAULT),
         Policy::Native => vcpu.hw.set_native_msr(number, value).ok_or(FAULT),
         Policy::Tsc => {
             vcpu.tsc.write(time::tsc(), value);
@@ -71,11 +63,7 @@ pub(super) fn write<V: VirtualCpu>(
             Ok(())
         }
         Policy::Apic => {
-            let mut bus = VcpuApicBus {
-                vm: vcpu.vm,
-                index: vcpu.index,
-                now,
-            };
+            let mut bus = VcpuApicBus { vm: vcpu.vm, index: vcpu.index, now };
             vcpu.lapic.msr_write(number, value, now, &mut bus)
         }
         Policy::Efer => write_efer(vcpu, value),
@@ -120,10 +108,7 @@ fn write_efer<V: VirtualCpu>(vcpu: &mut Vcpu<V>, value: u64) -> Result<(), Gener
 
 /// Eight memory types: UC, WC, WT, WP, WB, UC-.
 fn is_pat(value: u64) -> bool {
-    value
-        .to_le_bytes()
-        .iter()
-        .all(|kind| matches!(kind, 0 | 1 | 4 | 5 | 6 | 7))
+    value.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4 | 5 | 6 | 7))
 }
 
 fn tsc_changed<V: VirtualCpu>(vcpu: &mut Vcpu<V>) {
@@ -135,9 +120,7 @@ fn tsc_changed<V: VirtualCpu>(vcpu: &mut Vcpu<V>) {
 fn publish_time<V: VirtualCpu>(vcpu: &mut Vcpu<V>) {
     if let Some(place) = vcpu.clock.place() {
         let at_zero = vcpu.tsc.read(vcpu.vm.tsc_base());
-        let _ = vcpu
-            .vm
-            .write(place, &clock::time_info(Scale::of(time::tsc_hz()), at_zero));
+        let _ = vcpu.vm.write(place, &clock::time_info(Scale::of(time::tsc_hz()), at_zero));
     }
 }
 

@@ -20,15 +20,8 @@ impl Pool {
     /// Sets `count` frames aside, charged to `owner`.
     pub fn new(owner: OwnerId, count: usize) -> Option<Self> {
         let first = frame::alloc_run(owner, count as u64, 1, Placement::High)?;
-        let free = (0..count as u64)
-            .rev()
-            .map(|n| Frame(first.0 + n))
-            .collect();
-        Some(Self {
-            free,
-            retired: Vec::with_capacity(count),
-            seal: 0,
-        })
+        let free = (0..count as u64).rev().map(|n| Frame(first.0 + n)).collect();
+        Some(Self { free, retired: Vec::with_capacity(count), seal: 0 })
     }
 
     /// Frames enough to split all of `ram` bytes into 4 KiB pages and to map `window` bytes of devices likewise.

@@ -27,19 +27,13 @@ fn build() -> Option<Permissions> {
     fill(io, &[0xFF; IOPM_BYTES])?;
     let msr = block(MSRPM_BYTES)?;
     fill(msr, &msr_bits())?;
-    Some(Permissions {
-        io: io.base(),
-        msr: msr.base(),
-    })
+    Some(Permissions { io: io.base(), msr: msr.base() })
 }
 
 /// All bits set (exit), both bits clear for what the guest reaches natively.
 fn msr_bits() -> [u8; MSRPM_BYTES] {
     let mut bits = [0xFF; MSRPM_BYTES];
-    let native = TABLE
-        .iter()
-        .filter(|row| row.policy == Policy::Native)
-        .flat_map(|row| row.first..=row.last);
+    let native = TABLE.iter().filter(|row| row.policy == Policy::Native).flat_map(|row| row.first..=row.last);
     for (byte, shift) in native.filter_map(msrpm_position) {
         if let Some(byte) = bits.get_mut(byte) {
             *byte &= !(0b11 << shift);
@@ -67,31 +61,15 @@ mod tests {
     #[test]
     fn only_native_registers_pass() {
         let bits = msr_bits();
-        let passes =
-            |msr| msrpm_position(msr).is_some_and(|(byte, shift)| bits[byte] >> shift & 0b11 == 0);
-        for native in [
-            msr::STAR,
-            msr::LSTAR,
-            msr::FS_BASE,
-            msr::KERNEL_GS_BASE,
-            msr::IA32_SYSENTER_CS,
-        ] {
+        let passes = |msr| msrpm_position(msr).is_some_and(|(byte, shift)| bits[byte] >> shift & 0b11 == 0);
+        for native in [msr::STAR, msr::LSTAR, msr::FS_BASE, msr::KERNEL_GS_BASE, msr::IA32_SYSENTER_CS] {
             assert!(passes(native), "{native:#x}");
         }
-        for trapped in [
-            msr::EFER,
-            msr::IA32_APIC_BASE,
-            msr::VM_HSAVE_PA,
-            0x2000 - 1,
-            0xC000_0104,
-        ] {
+        for trapped in [msr::EFER, msr::IA32_APIC_BASE, msr::VM_HSAVE_PA, 0x2000 - 1, 0xC000_0104] {
             assert!(!passes(trapped), "{trapped:#x}");
         }
         let clear: u32 = bits.iter().map(|byte| byte.count_zeros()).sum();
-        let native = TABLE
-            .iter()
-            .filter(|row| row.policy == Policy::Native)
-            .count() as u32;
+        let native = TABLE.iter().filter(|row| row.policy == Policy::Native).count() as u32;
         assert_eq!(clear, 2 * native, "no register passes that no row names");
     }
 }

@@ -84,13 +84,7 @@ impl VirtualCpu for SvmVcpu {
         control.n_cr3 = setup.nested_root.0;
         let next_rip = x86::cpuid(defs::CPUID_SVM, 0).edx & defs::FEATURE_NRIPS != 0;
         let flush_always = setup.tag >= tags;
-        Some(Self {
-            block,
-            gprs: Gprs::default(),
-            nmi: NmiState::Open,
-            next_rip,
-            flush_always,
-        })
+        Some(Self { block, gprs: Gprs::default(), nmi: NmiState::Open, next_rip, flush_always })
     }
 
     fn start(&mut self, start: Start) {
@@ -101,34 +95,13 @@ impl VirtualCpu for SvmVcpu {
                 save.cs.selector = u16::from(vector) << 8;
                 save.cs.base = u64::from(vector) << 12;
             }
-            Start::Long {
-                rip,
-                rsi,
-                rsp,
-                cr3,
-                gdt,
-                gdt_limit,
-            } => {
+            Start::Long { rip, rsi, rsp, cr3, gdt, gdt_limit } => {
                 self.gprs.0[6] = rsi;
                 let save = &mut self.block.save;
                 (save.rip, save.rsp, save.cr3) = (rip, rsp, cr3);
-                save.gdtr = Segment {
-                    limit: u32::from(gdt_limit),
-                    base: gdt.0,
-                    ..Segment::default()
-                };
-                save.cs = Segment {
-                    selector: 0x10,
-                    attrib: 0xA9B,
-                    limit: u32::MAX,
-                    base: 0,
-                };
-                let data = Segment {
-                    selector: 0x18,
-                    attrib: 0xC93,
-                    limit: u32::MAX,
-                    base: 0,
-                };
+                save.gdtr = Segment { limit: u32::from(gdt_limit), base: gdt.0, ..Segment::default() };
+                save.cs = Segment { selector: 0x10, attrib: 0xA9B, limit: u32::MAX, base: 0 };
+                let data = Segment { selector: 0x18, attrib: 0xC93, limit: u32::MAX, base: 0 };
                 (save.ds, save.es, save.ss) = (data, data, data);
                 (save.fs, save.gs) = (data, data);
                 save.efer = (Efer::SVME | Efer::LME | Efer::LMA).bits();
@@ -158,10 +131,7 @@ impl VirtualCpu for SvmVcpu {
 
     fn registers(&self) -> Registers {
         let save = &self.block.save;
-        let segment = |s: &Segment| hv_emu::Segment {
-            base: s.base,
-            limit: s.limit,
-        };
+        let segment = |s: &Segment| hv_emu::Segment { base: s.base, limit: s.limit };
         let mut gpr = self.gprs.0;
         (gpr[0], gpr[4]) = (save.rax, save.rsp);
         let long = save.efer & Efer::LMA.bits() != 0;
@@ -174,10 +144,7 @@ impl VirtualCpu for SvmVcpu {
             cr4: save.cr4,
             efer: save.efer,
             cpl: save.cpl,
-            bitness: match (
-                long && save.cs.attrib & 0x200 != 0,
-                save.cs.attrib & 0x400 != 0,
-            ) {
+            bitness: match (long && save.cs.attrib & 0x200 != 0, save.cs.attrib & 0x400 != 0) {
                 (true, _) => Bitness::Bits64,
                 (false, true) => Bitness::Bits32,
                 (false, false) => Bitness::Bits16,
@@ -208,9 +175,7 @@ impl VirtualCpu for SvmVcpu {
     }
 
     fn instruction_length(&self) -> Option<u8> {
-        self.next_rip
-            .then(|| self.length_to(self.block.control.nrip))
-            .flatten()
+        self.next_rip.then(|| self.length_to(self.block.control.nrip)).flatten()
     }
 
     fn gpr(&self, number: u8) -> u64 {
@@ -336,9 +301,8 @@ impl VirtualCpu for SvmVcpu {
                 kind(event::TYPE_NMI) | u64::from(regs::vector::NMI)
             }
             Event::Exception { vector, error_code } => {
-                let error = error_code.map_or(0, |code| {
-                    u64::from(code) << event::ERROR_CODE_SHIFT | event::ERROR_CODE_VALID
-                });
+                let error =
+                    error_code.map_or(0, |code| u64::from(code) << event::ERROR_CODE_SHIFT | event::ERROR_CODE_VALID);
                 kind(event::TYPE_EXCEPTION) | u64::from(vector) | error
             }
         };
@@ -381,12 +345,7 @@ impl VirtualCpu for SvmVcpu {
             control.interrupt_shadow,
             control.vintr
         )?;
-        for (name, segment) in [
-            ("cs", &save.cs),
-            ("ss", &save.ss),
-            ("ds", &save.ds),
-            ("tr", &save.tr),
-        ] {
+        for (name, segment) in [("cs", &save.cs), ("ss", &save.ss), ("ds", &save.ds), ("tr", &save.tr)] {
             writeln!(
                 out,
                 "{name}={:#06x} base={:#x} limit={:#x} attributes={:#x}",
@@ -405,25 +364,11 @@ impl SvmVcpu {
         self.nmi = NmiState::Open;
         let save = &mut self.block.save;
         *save = Vmcb::zeroed().save;
-        let data = Segment {
-            selector: 0,
-            attrib: 0x93,
-            limit: 0xFFFF,
-            base: 0,
-        };
+        let data = Segment { selector: 0, attrib: 0x93, limit: 0xFFFF, base: 0 };
         (save.ds, save.es, save.ss, save.fs, save.gs) = (data, data, data, data, data);
-        save.cs = Segment {
-            attrib: 0x9B,
-            ..data
-        };
-        save.ldtr = Segment {
-            attrib: 0x82,
-            ..data
-        };
-        save.tr = Segment {
-            attrib: 0x8B,
-            ..data
-        };
+        save.cs = Segment { attrib: 0x9B, ..data };
+        save.ldtr = Segment { attrib: 0x82, ..data };
+        save.tr = Segment { attrib: 0x8B, ..data };
         save.gdtr.limit = 0xFFFF;
         save.idtr.limit = 0xFFFF;
         save.efer = Efer::SVME.bits();
@@ -451,8 +396,7 @@ impl SvmVcpu {
             event::TYPE_EXCEPTION => matches!(vector, regs::vector::BP | regs::vector::OF),
             _ => false,
         };
-        let again =
-            info & event::VALID != 0 && !by_instruction && control.exit_code != exit::SHUTDOWN;
+        let again = info & event::VALID != 0 && !by_instruction && control.exit_code != exit::SHUTDOWN;
         control.event_inj = if again { info } else { 0 };
     }
 
@@ -470,11 +414,7 @@ impl SvmVcpu {
             exit::IOIO => self.port(info1, info2),
             exit::NPF => Exit::NestedFault {
                 gpa: Gpa(info2),
-                direction: if info1 & npf::WRITE != 0 {
-                    Direction::Write
-                } else {
-                    Direction::Read
-                },
+                direction: if info1 & npf::WRITE != 0 { Direction::Write } else { Direction::Read },
             },
             exit::XSETBV => Exit::Xsetbv,
             exit::INVD | exit::WBINVD => Exit::CacheFlush,
@@ -512,11 +452,7 @@ impl SvmVcpu {
             Some(length) if info1 & ioio::STR == 0 => Exit::Port {
                 port: (info1 >> ioio::PORT_SHIFT) as u16,
                 width,
-                direction: if info1 & ioio::TYPE_IN != 0 {
-                    Direction::Read
-                } else {
-                    Direction::Write
-                },
+                direction: if info1 & ioio::TYPE_IN != 0 { Direction::Read } else { Direction::Write },
                 length,
             },
             _ => Exit::StringPort,

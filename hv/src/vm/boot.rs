@@ -48,36 +48,19 @@ impl<S: Source + Send + Sync> Loader for BundleLoader<S> {
             field,
             file: file.to_string(),
         };
-        let kernel = self
-            .bundle
-            .file(&config.kernel)
-            .ok_or_else(|| missing("kernel", &config.kernel))?;
+        let kernel = self.bundle.file(&config.kernel).ok_or_else(|| missing("kernel", &config.kernel))?;
         let initrd = match &config.initrd {
-            Some(name) => Some(
-                self.bundle
-                    .file(name)
-                    .ok_or_else(|| missing("initrd", name))?,
-            ),
+            Some(name) => Some(self.bundle.file(name).ok_or_else(|| missing("initrd", name))?),
             None => None,
         };
         let mut memory = vm.memory();
         let layout = vm.layout();
-        let tables = acpi::build(&acpi::Config {
-            vcpus: vm.cpus().len() as u32,
-            layout: *layout,
-            ecam: e820::ECAM,
-        });
-        let no_room =
-            |_| self.file_error(Which::Kernel, linux::ImageError::NoRoom { needs_mib: 16 });
+        let tables = acpi::build(&acpi::Config { vcpus: vm.cpus().len() as u32, layout: *layout, ecam: e820::ECAM });
+        let no_room = |_| self.file_error(Which::Kernel, linux::ImageError::NoRoom { needs_mib: 16 });
         memory.write(tables.base, &tables.bytes).map_err(no_room)?;
-        let params = Params {
-            cmdline: &config.cmdline,
-            layout,
-            rsdp: tables.rsdp,
-        };
+        let params = Params { cmdline: &config.cmdline, layout, rsdp: tables.rsdp };
         let initrd = initrd.as_ref().map(|part| part as &dyn Source);
-        linux::load(&kernel, initrd, &params, &mut memory)
-            .map_err(|(which, cause)| self.file_error(which, cause))
+        linux::load(&kernel, initrd, &params, &mut memory).map_err(|(which, cause)| self.file_error(which, cause))
     }
 }
 
@@ -87,11 +70,6 @@ impl<S> BundleLoader<S> {
             Which::Kernel => ("kernel", self.config.kernel.clone()),
             Which::Initrd => ("initrd", self.config.initrd.clone().unwrap_or_default()),
         };
-        LoadError::File {
-            vm: self.config.name.clone(),
-            field,
-            file,
-            cause,
-        }
+        LoadError::File { vm: self.config.name.clone(), field, file, cause }
     }
 }

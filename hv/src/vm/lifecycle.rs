@@ -12,6 +12,7 @@ use spin::Mutex;
 use super::Vm;
 use crate::load::OnCrash;
 use crate::load::linux::Entry;
+use crate::percpu::CpuId;
 use crate::{cpus, say, time};
 
 /// What is asked of a VM.
@@ -91,9 +92,7 @@ impl Lifecycle {
 impl Vm {
     /// Asks for a change of state. The stronger of two requests wins. Returns at once.
     pub fn request(&self, request: Request) {
-        self.lifecycle
-            .request
-            .fetch_max(request as u8, Ordering::SeqCst);
+        self.lifecycle.request.fetch_max(request as u8, Ordering::SeqCst);
         for cpu in &self.cpus {
             cpus::nudge(*cpu);
         }
@@ -112,8 +111,7 @@ impl Vm {
 
     /// Whether it has stopped for good, unless the user resets it.
     pub fn is_stopped(&self) -> bool {
-        !matches!(self.status(), Status::New | Status::Running)
-            && self.lifecycle.requested() == Request::None
+        !matches!(self.status(), Status::New | Status::Running) && self.lifecycle.requested() == Request::None
     }
 
     /// Resets so far.
@@ -161,22 +159,22 @@ impl Vm {
         self.lifecycle.tsc_base.load(Ordering::SeqCst)
     }
 
+    /// Whether a request waits that can be carried out now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.must_park() && self.lifecycle.parked.load(Ordering::SeqCst) == self.lifecycle.vcpus
+    }
+
     /// Home CPU: carries out a request once all virtual CPUs are parked.
     pub(crate) fn carry_out(&self) {
-        let lifecycle = &self.lifecycle;
-        let request = lifecycle.requested();
-        if request == Request::None || lifecycle.parked.load(Ordering::SeqCst) != lifecycle.vcpus {
+        if !self.is_ready() {
             return;
         }
+        let request = self.lifecycle.requested();
         self.reset_devices(time::now());
         match request {
             Request::Reset | Request::None => self.begin(request),
             Request::PowerOff => self.end(request, Status::Off, "powered off"),
-            Request::Crash => self.end(
-                request,
-                Status::Crashed,
-                "stopped after a crash; the others go on",
-            ),
+            Request::Crash => self.end(request, Status::Crashed, "stopped after a crash; the others go on"),
             Request::Kill => self.end(request, Status::Killed, "killed"),
         }
     }
@@ -219,9 +217,8 @@ impl Vm {
     fn done(&self, request: Request, status: Status) {
         self.lifecycle.status.store(status as u8, Ordering::SeqCst);
         let (old, none) = (request as u8, Request::None as u8);
-        let _ =
-            self.lifecycle
-                .request
-                .compare_exchange(old, none, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.lifecycle.request.compare_exchange(old, none, Ordering::SeqCst, Ordering::SeqCst);
+        // It prints, and ends the run when all have stopped.
+        cpus::nudge(CpuId(0));
     }
 }

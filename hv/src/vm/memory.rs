@@ -63,17 +63,11 @@ impl GuestMemory {
         }
         let mut first = 0;
         let slots = pieces.into_iter().map(|(gpa, window)| {
-            let slot = Slot {
-                gpa: Gpa(gpa),
-                window,
-                first,
-            };
+            let slot = Slot { gpa: Gpa(gpa), window, first };
             first += (window.len() / PAGE_SIZE) as usize;
             slot
         });
-        Some(Self {
-            slots: slots.collect(),
-        })
+        Some(Self { slots: slots.collect() })
     }
 
     /// The stretches of RAM, in ascending order.
@@ -83,10 +77,7 @@ impl GuestMemory {
 
     /// Frames of RAM in all slots.
     pub fn frames(&self) -> usize {
-        self.slots
-            .iter()
-            .map(|slot| (slot.bytes() / PAGE_SIZE) as usize)
-            .sum()
+        self.slots.iter().map(|slot| (slot.bytes() / PAGE_SIZE) as usize).sum()
     }
 
     /// Whether the byte at `gpa` is RAM.
@@ -97,9 +88,7 @@ impl GuestMemory {
     /// Whether any byte of the range is RAM.
     pub fn overlaps(&self, gpa: Gpa, bytes: u64) -> bool {
         let end = gpa.0.saturating_add(bytes);
-        self.slots
-            .iter()
-            .any(|slot| gpa.0 < slot.gpa.0 + slot.bytes() && slot.gpa.0 < end)
+        self.slots.iter().any(|slot| gpa.0 < slot.gpa.0 + slot.bytes() && slot.gpa.0 < end)
     }
 
     /// Copies out.
@@ -137,10 +126,7 @@ impl GuestMemory {
     /// Host address of a frame, and how many frames from there on are contiguous.
     pub fn translate(&self, gfn: Gfn) -> Option<(Hpa, u64)> {
         let (slot, offset) = self.locate(gfn.gpa(), PAGE_SIZE)?;
-        Some((
-            Hpa(slot.hpa().0 + offset),
-            (slot.bytes() - offset) / PAGE_SIZE,
-        ))
+        Some((Hpa(slot.hpa().0 + offset), (slot.bytes() - offset) / PAGE_SIZE))
     }
 
     /// The slot that holds the whole range, and the offset in it.
@@ -163,20 +149,10 @@ impl Sink for &GuestMemory {
 /// Host memory for `bytes`, aligned to 1 GiB where it is that large, else to 2 MiB, else to a page.
 fn run(owner: OwnerId, bytes: u64, placement: Placement) -> Option<Window> {
     let frames = bytes / PAGE_SIZE;
-    let other = if placement == Placement::Low {
-        Placement::High
-    } else {
-        Placement::Low
-    };
+    let other = if placement == Placement::Low { Placement::High } else { Placement::Low };
     let aligned = |align: u64, place| frame::alloc_run(owner, frames, align / PAGE_SIZE, place);
-    let huge = if bytes >= HUGE {
-        aligned(HUGE, placement)
-    } else {
-        None
-    };
-    let first = huge
-        .or_else(|| aligned(LARGE, placement))
-        .or_else(|| aligned(LARGE, other))?;
+    let huge = if bytes >= HUGE { aligned(HUGE, placement) } else { None };
+    let first = huge.or_else(|| aligned(LARGE, placement)).or_else(|| aligned(LARGE, other))?;
     // SAFETY: 1. The allocator gave these frames: RAM in the direct map. 2. They become guest RAM, of which no reference
     // is ever made.
     Some(unsafe { Window::new(first.hpa(), frames * PAGE_SIZE) })
@@ -194,10 +170,7 @@ mod tests {
 
     #[test]
     fn ram_has_a_hole_for_video_and_one_below_4_gib() {
-        let memory = memory(Layout {
-            low: 8 << 20,
-            high: 4 << 20,
-        });
+        let memory = memory(Layout { low: 8 << 20, high: 4 << 20 });
         assert!(memory.contains(Gpa(0x9_FFFF)));
         assert!(!memory.contains(Gpa(0xB_8000)));
         assert!(memory.contains(Gpa(0xC_0000)));
@@ -211,10 +184,7 @@ mod tests {
 
     #[test]
     fn copies_stay_inside_a_slot() {
-        let memory = memory(Layout {
-            low: 8 << 20,
-            high: 4 << 20,
-        });
+        let memory = memory(Layout { low: 8 << 20, high: 4 << 20 });
         memory.store(Gpa(HIGH_RAM + 5), b"prism").unwrap();
         let mut back = [0; 5];
         memory.read(Gpa(HIGH_RAM + 5), &mut back).unwrap();
@@ -226,10 +196,7 @@ mod tests {
 
     #[test]
     fn frames_and_numbers_agree() {
-        let memory = memory(Layout {
-            low: 8 << 20,
-            high: 4 << 20,
-        });
+        let memory = memory(Layout { low: 8 << 20, high: 4 << 20 });
         for index in 0..memory.frames() {
             let gfn = memory.frame_at(index).unwrap();
             assert_eq!(memory.index_of(gfn), Some(index));

@@ -99,10 +99,7 @@ pub(super) struct Tracking {
 
 impl Tracking {
     pub fn new(frames: usize) -> Self {
-        Self {
-            tracked: AtomicBits::new(frames),
-            dirty: AtomicBits::new(frames),
-        }
+        Self { tracked: AtomicBits::new(frames), dirty: AtomicBits::new(frames) }
     }
 
     /// Whether a store to the frame with this number must be recorded.
@@ -117,21 +114,9 @@ impl Tables {
     /// Maps all of `memory`.
     pub fn new(mut map: Box<dyn NestedMap>, memory: &GuestMemory) -> Result<Self, NoTable> {
         for slot in memory.slots() {
-            map.map(
-                slot.gpa,
-                slot.bytes(),
-                slot.hpa(),
-                Access::ReadWrite,
-                Caching::WriteBack,
-            )?;
+            map.map(slot.gpa, slot.bytes(), slot.hpa(), Access::ReadWrite, Caching::WriteBack)?;
         }
-        Ok(Self {
-            map,
-            bars: Vec::new(),
-            list: Vec::with_capacity(LISTED),
-            overflow: false,
-            dirty_pages: 0,
-        })
+        Ok(Self { map, bars: Vec::new(), list: Vec::with_capacity(LISTED), overflow: false, dirty_pages: 0 })
     }
 
     pub fn root(&self) -> Hpa {
@@ -174,13 +159,7 @@ impl Tables {
     }
 
     /// Decides about a nested fault.
-    pub fn fault(
-        &mut self,
-        tracking: &Tracking,
-        memory: &GuestMemory,
-        gpa: Gpa,
-        write: bool,
-    ) -> Fault {
+    pub fn fault(&mut self, tracking: &Tracking, memory: &GuestMemory, gpa: Gpa, write: bool) -> Fault {
         if let Some(index) = memory.index_of(gpa.gfn()) {
             if write && tracking.tracked.get(index) {
                 self.mark(tracking, index, gpa.gfn());
@@ -195,21 +174,13 @@ impl Tables {
     }
 
     fn stale(&self, gpa: Gpa, write: bool) -> Fault {
-        let allowed = self
-            .map
-            .lookup(gpa)
-            .is_some_and(|mapped| !write || mapped.access == Access::ReadWrite);
+        let allowed = self.map.lookup(gpa).is_some_and(|mapped| !write || mapped.access == Access::ReadWrite);
         if allowed { Fault::Stale } else { Fault::Device }
     }
 
     /// Moves the pages written since the last call to `out` and protects them again; whether CPUs must be flushed before
     /// `out` is looked at.
-    pub fn harvest(
-        &mut self,
-        tracking: &Tracking,
-        memory: &GuestMemory,
-        out: &mut Vec<DirtyPage>,
-    ) -> bool {
+    pub fn harvest(&mut self, tracking: &Tracking, memory: &GuestMemory, out: &mut Vec<DirtyPage>) -> bool {
         out.clear();
         if self.dirty_pages == 0 {
             self.list.clear();
@@ -230,9 +201,7 @@ impl Tables {
     fn rearm(&mut self, tracking: &Tracking, memory: &GuestMemory, page: DirtyPage) -> bool {
         match page {
             DirtyPage::Ram(gfn) => {
-                let is_dirty = memory
-                    .index_of(gfn)
-                    .is_some_and(|index| tracking.dirty.remove(index));
+                let is_dirty = memory.index_of(gfn).is_some_and(|index| tracking.dirty.remove(index));
                 if is_dirty {
                     let _ = self.map.protect(gfn.gpa(), PAGE_SIZE, Access::Read);
                 }
@@ -244,13 +213,7 @@ impl Tables {
 
     /// All dirty pages, found the long way.
     fn scan(&self, tracking: &Tracking, memory: &GuestMemory, out: &mut Vec<DirtyPage>) {
-        out.extend(
-            tracking
-                .dirty
-                .iter()
-                .filter_map(|index| memory.frame_at(index))
-                .map(DirtyPage::Ram),
-        );
+        out.extend(tracking.dirty.iter().filter_map(|index| memory.frame_at(index)).map(DirtyPage::Ram));
         for map in &self.bars {
             let dirty = map
                 .pages
@@ -258,11 +221,7 @@ impl Tables {
                 .enumerate()
                 .filter(|(_, state)| matches!(state, PageState::Tracked { dirty: true, .. }));
             let (device, bar) = (map.device, map.bar);
-            out.extend(dirty.map(|(page, _)| DirtyPage::Bar {
-                device,
-                bar,
-                page: page as u32,
-            }));
+            out.extend(dirty.map(|(page, _)| DirtyPage::Bar { device, bar, page: page as u32 }));
         }
     }
 
@@ -281,19 +240,10 @@ impl Tables {
 
 impl Tables {
     fn bar(&mut self, device: u8, bar: u8) -> &mut BarMap {
-        let found = self
-            .bars
-            .iter()
-            .position(|map| (map.device, map.bar) == (device, bar));
+        let found = self.bars.iter().position(|map| (map.device, map.bar) == (device, bar));
         let at = found.unwrap_or_else(|| {
             let ranges = ArrayVec::new();
-            self.bars.push(BarMap {
-                device,
-                bar,
-                placed: None,
-                pages: Vec::new(),
-                ranges,
-            });
+            self.bars.push(BarMap { device, bar, placed: None, pages: Vec::new(), ranges });
             self.bars.len() - 1
         });
         &mut self.bars[at]
@@ -319,11 +269,7 @@ impl Tables {
         let (hpa, was_dirty) = (*hpa, core::mem::replace(dirty, true));
         let (device, bar, placed) = (map.device, map.bar, map.placed);
         if !was_dirty {
-            self.record(DirtyPage::Bar {
-                device,
-                bar,
-                page: page as u32,
-            });
+            self.record(DirtyPage::Bar { device, bar, page: page as u32 });
         }
         self.show(placed, page, Some((hpa, Access::ReadWrite)));
         true
@@ -358,11 +304,7 @@ impl Tables {
     fn rearm_bar(&mut self, device: u8, bar: u8, page: u32) -> bool {
         let map = self.bar(device, bar);
         let placed = map.placed;
-        let Some(PageState::Tracked {
-            hpa,
-            dirty: dirty @ true,
-        }) = map.pages.get_mut(page as usize)
-        else {
+        let Some(PageState::Tracked { hpa, dirty: dirty @ true }) = map.pages.get_mut(page as usize) else {
             return false;
         };
         *dirty = false;
@@ -380,9 +322,7 @@ impl Tables {
         }
         let gpa = base.wrapping_add(offset);
         let _ = match what {
-            Some((hpa, access)) => self
-                .map
-                .map(gpa, PAGE_SIZE, hpa, access, Caching::WriteBack),
+            Some((hpa, access)) => self.map.map(gpa, PAGE_SIZE, hpa, access, Caching::WriteBack),
             None => self.map.unmap(gpa, PAGE_SIZE),
         };
     }
@@ -396,8 +336,7 @@ impl Tables {
             return false;
         }
         if map.pages.len() <= index {
-            map.pages
-                .resize((index + 1).next_multiple_of(512), PageState::Trapped);
+            map.pages.resize((index + 1).next_multiple_of(512), PageState::Trapped);
         }
         let new = match mapping {
             PageMapping::Trapped => PageState::Trapped,
@@ -424,12 +363,7 @@ impl Tables {
         hpa: Hpa,
         access: Access,
     ) -> Option<()> {
-        let range = Range {
-            offset,
-            bytes,
-            hpa,
-            access,
-        };
+        let range = Range { offset, bytes, hpa, access };
         let map = self.bar(device, bar);
         let placed = map.placed;
         map.ranges.try_push(range).ok()?;
@@ -439,26 +373,14 @@ impl Tables {
 
     fn show_range(&mut self, placed: Option<(Gpa, u64)>, range: Range) {
         let Some((base, bytes)) = placed else { return };
-        if range
-            .offset
-            .checked_add(range.bytes)
-            .is_some_and(|end| end <= bytes)
-        {
+        if range.offset.checked_add(range.bytes).is_some_and(|end| end <= bytes) {
             let gpa = base.wrapping_add(range.offset);
-            let _ = self
-                .map
-                .map(gpa, range.bytes, range.hpa, range.access, Caching::Uncached);
+            let _ = self.map.map(gpa, range.bytes, range.hpa, range.access, Caching::Uncached);
         }
     }
 
     /// A BAR moved, appeared or went; whether CPUs must be flushed. RAM is never covered by a BAR.
-    pub fn place(
-        &mut self,
-        memory: &GuestMemory,
-        device: u8,
-        bar: u8,
-        window: Option<(Gpa, u64)>,
-    ) -> bool {
+    pub fn place(&mut self, memory: &GuestMemory, device: u8, bar: u8, window: Option<(Gpa, u64)>) -> bool {
         let window = window.filter(|(base, bytes)| !memory.overlaps(*base, *bytes));
         let map = self.bar(device, bar);
         let old = core::mem::replace(&mut map.placed, window);
@@ -494,9 +416,7 @@ fn page_window(hpa: Hpa) -> Window {
 fn visible(state: PageState) -> Option<(Hpa, Access)> {
     match state {
         PageState::Trapped => None,
-        PageState::ReadOnly(hpa) | PageState::Tracked { hpa, dirty: false } => {
-            Some((hpa, Access::Read))
-        }
+        PageState::ReadOnly(hpa) | PageState::Tracked { hpa, dirty: false } => Some((hpa, Access::Read)),
         PageState::Tracked { hpa, dirty: true } => Some((hpa, Access::ReadWrite)),
     }
 }

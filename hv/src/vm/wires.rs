@@ -4,7 +4,7 @@ use hv_defs::Width;
 use hv_dev::{Level, Message, PowerEvent, Wires};
 
 use super::{Request, Vm};
-use crate::{console, time};
+use crate::{console, cpus, time};
 
 /// The outputs of one call on the chipset. Interrupts are posted at once (that takes no lock); a power event is kept
 /// until the chipset's lock is free.
@@ -34,18 +34,14 @@ impl Wires for VmWires<'_> {
     }
 
     fn extint(&mut self, level: Level) {
-        if self
-            .vm
-            .posted
-            .first()
-            .is_some_and(|posted| posted.set_lint0(level))
-        {
+        if self.vm.posted.first().is_some_and(|posted| posted.set_lint0(level)) {
             self.vm.wake(0);
         }
     }
 
     fn console(&mut self, byte: u8) {
         console::guest_output(self.vm.id.0, byte, time::now());
+        cpus::console_written();
     }
 
     fn power(&mut self, event: PowerEvent) {

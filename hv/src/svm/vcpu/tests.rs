@@ -5,13 +5,7 @@ use hv_defs::Hpa;
 fn vcpu() -> SvmVcpu {
     fake::install(1 << 20);
     let block = Block::new().unwrap();
-    let mut vcpu = SvmVcpu {
-        block,
-        gprs: Gprs::default(),
-        nmi: NmiState::Open,
-        next_rip: false,
-        flush_always: false,
-    };
+    let mut vcpu = SvmVcpu { block, gprs: Gprs::default(), nmi: NmiState::Open, next_rip: false, flush_always: false };
     vcpu.block.control.n_cr3 = Hpa(0x5000).0;
     vcpu.start(Start::Real { vector: 0x9A });
     vcpu
@@ -29,10 +23,7 @@ fn exit_with(code: u64, info1: u64, info2: u64) -> Exit {
 fn start_up_ipi_sets_the_code_segment() {
     let vcpu = vcpu();
     let regs = vcpu.registers();
-    assert_eq!(
-        (regs.cs.base, regs.rip, regs.bitness),
-        (0x9A000, 0, Bitness::Bits16)
-    );
+    assert_eq!((regs.cs.base, regs.rip, regs.bitness), (0x9A000, 0, Bitness::Bits16));
     assert_eq!(vcpu.block.save.cs.selector, 0x9A00);
     assert_eq!(vcpu.efer(), 0, "SVME is not shown");
     assert!(!vcpu.interruptible());
@@ -41,21 +32,11 @@ fn start_up_ipi_sets_the_code_segment() {
 #[test]
 fn long_start_is_64_bit_with_flat_segments() {
     let mut vcpu = vcpu();
-    let start = Start::Long {
-        rip: 0x100_0200,
-        rsi: 0x7000,
-        rsp: 0x8000,
-        cr3: 0x9000,
-        gdt: Gpa(0x500),
-        gdt_limit: 31,
-    };
+    let start = Start::Long { rip: 0x100_0200, rsi: 0x7000, rsp: 0x8000, cr3: 0x9000, gdt: Gpa(0x500), gdt_limit: 31 };
     vcpu.start(start);
     let regs = vcpu.registers();
     assert_eq!(regs.bitness, Bitness::Bits64);
-    assert_eq!(
-        (regs.gpr[6], regs.gpr[4], regs.cr3),
-        (0x7000, 0x8000, 0x9000)
-    );
+    assert_eq!((regs.gpr[6], regs.gpr[4], regs.cr3), (0x7000, 0x8000, 0x9000));
     assert_eq!(vcpu.gpr(6), 0x7000);
 }
 
@@ -64,26 +45,14 @@ fn exits_become_neutral() {
     assert_eq!(exit_with(exit::INTR, 0, 0), Exit::HostInterrupt);
     assert_eq!(exit_with(exit::MSR, 1, 0), Exit::Msr(Direction::Write));
     assert_eq!(exit_with(exit::INVALID, 0, 0), Exit::EntryFailed(u64::MAX));
-    assert_eq!(
-        exit_with(exit::INVALID_32, 0, 0),
-        Exit::EntryFailed(0xFFFF_FFFF)
-    );
+    assert_eq!(exit_with(exit::INVALID_32, 0, 0), Exit::EntryFailed(0xFFFF_FFFF));
     assert_eq!(
         exit_with(exit::NPF, 0x1_0000_0006, 0xFEE0_0300),
-        Exit::NestedFault {
-            gpa: Gpa(0xFEE0_0300),
-            direction: Direction::Write
-        }
+        Exit::NestedFault { gpa: Gpa(0xFEE0_0300), direction: Direction::Write }
     );
     assert_eq!(exit_with(exit::VMRUN, 0, 0), Exit::Undefined);
     assert_eq!(exit_with(0x93, 0, 0), Exit::Unknown(0x93));
-    assert_eq!(
-        exit_with(0x51, 0, 0),
-        Exit::Exception {
-            vector: 17,
-            error_code: Some(0)
-        }
-    );
+    assert_eq!(exit_with(0x51, 0, 0), Exit::Exception { vector: 17, error_code: Some(0) });
 }
 
 #[test]
@@ -91,35 +60,14 @@ fn port_accesses() {
     let info = |port: u64, bits: u64| port << 16 | bits;
     assert_eq!(
         exit_with(exit::IOIO, info(0x3F8, ioio::SZ8 | ioio::TYPE_IN), 0x1001),
-        Exit::Port {
-            port: 0x3F8,
-            width: Width::B1,
-            direction: Direction::Read,
-            length: 1
-        }
+        Exit::Port { port: 0x3F8, width: Width::B1, direction: Direction::Read, length: 1 }
     );
     assert_eq!(
         exit_with(exit::IOIO, info(0xCF8, ioio::SZ32), 0x1001),
-        Exit::Port {
-            port: 0xCF8,
-            width: Width::B4,
-            direction: Direction::Write,
-            length: 1
-        }
+        Exit::Port { port: 0xCF8, width: Width::B4, direction: Direction::Write, length: 1 }
     );
-    assert_eq!(
-        exit_with(
-            exit::IOIO,
-            info(0x1F0, ioio::SZ16 | ioio::STR | ioio::REP),
-            0x1002
-        ),
-        Exit::StringPort
-    );
-    assert_eq!(
-        exit_with(exit::IOIO, info(0x80, ioio::SZ8), 0x9000),
-        Exit::StringPort,
-        "odd length: decode"
-    );
+    assert_eq!(exit_with(exit::IOIO, info(0x1F0, ioio::SZ16 | ioio::STR | ioio::REP), 0x1002), Exit::StringPort);
+    assert_eq!(exit_with(exit::IOIO, info(0x80, ioio::SZ8), 0x9000), Exit::StringPort, "odd length: decode");
 }
 
 #[test]
@@ -133,19 +81,10 @@ fn interrupted_deliveries_are_queued_again() {
     let interrupt = event::VALID | 0x31;
     assert_eq!(queued(interrupt), interrupt);
     assert_eq!(queued(interrupt & !event::VALID), 0);
-    let page_fault =
-        event::VALID | event::TYPE_EXCEPTION << 8 | 14 | event::ERROR_CODE_VALID | 2 << 32;
+    let page_fault = event::VALID | event::TYPE_EXCEPTION << 8 | 14 | event::ERROR_CODE_VALID | 2 << 32;
     assert_eq!(queued(page_fault), page_fault);
-    assert_eq!(
-        queued(event::VALID | event::TYPE_SOFTWARE << 8 | 0x80),
-        0,
-        "INT 0x80 runs again"
-    );
-    assert_eq!(
-        queued(event::VALID | event::TYPE_EXCEPTION << 8 | 3),
-        0,
-        "INT3 runs again"
-    );
+    assert_eq!(queued(event::VALID | event::TYPE_SOFTWARE << 8 | 0x80), 0, "INT 0x80 runs again");
+    assert_eq!(queued(event::VALID | event::TYPE_EXCEPTION << 8 | 3), 0, "INT3 runs again");
 }
 
 #[test]
@@ -156,10 +95,7 @@ fn windows_and_shadows() {
     vcpu.block.control.interrupt_shadow = 1;
     assert!(!vcpu.interruptible());
     vcpu.skip(2);
-    assert!(
-        vcpu.interruptible(),
-        "a skipped instruction ends the shadow"
-    );
+    assert!(vcpu.interruptible(), "a skipped instruction ends the shadow");
     vcpu.set_cr8(5);
     vcpu.set_window(Window::Interrupt);
     assert_ne!(vcpu.block.control.intercept_misc1 & misc1::VINTR, 0);

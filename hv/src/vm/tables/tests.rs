@@ -16,22 +16,10 @@ struct Machine {
 
 fn machine() -> Machine {
     fake::install(64 * MIB);
-    let memory = GuestMemory::allocate(
-        OwnerId(1),
-        &Layout {
-            low: 8 * MIB,
-            high: 0,
-        },
-        Placement::Low,
-    )
-    .unwrap();
+    let memory = GuestMemory::allocate(OwnerId(1), &Layout { low: 8 * MIB, high: 0 }, Placement::Low).unwrap();
     let pool = Pool::new(OwnerId(1), 64).unwrap();
     let tables = Tables::new(Nested::<Npt>::boxed(pool, Level::L3).unwrap(), &memory).unwrap();
-    Machine {
-        tracking: Tracking::new(memory.frames()),
-        memory,
-        tables,
-    }
+    Machine { tracking: Tracking::new(memory.frames()), memory, tables }
 }
 
 impl Machine {
@@ -44,8 +32,7 @@ impl Machine {
         self.tables.untrack(&self.tracking, index, Gfn(gfn));
     }
     fn write(&mut self, gpa: u64) -> Fault {
-        self.tables
-            .fault(&self.tracking, &self.memory, Gpa(gpa), true)
+        self.tables.fault(&self.tracking, &self.memory, Gpa(gpa), true)
     }
     fn harvest(&mut self) -> (bool, Vec<DirtyPage>) {
         let mut out = Vec::new();
@@ -64,18 +51,10 @@ fn a_tracked_page_faults_once_between_harvests() {
     assert!(!m.track(0x300), "idempotent");
     assert_eq!(m.access(0x30_0000), Some(Access::Read));
     assert_eq!(m.write(0x30_0008), Fault::Tracked);
-    assert_eq!(
-        m.access(0x30_0000),
-        Some(Access::ReadWrite),
-        "no further exit"
-    );
+    assert_eq!(m.access(0x30_0000), Some(Access::ReadWrite), "no further exit");
     assert_eq!(m.harvest(), (true, vec![DirtyPage::Ram(Gfn(0x300))]));
     assert_eq!(m.access(0x30_0000), Some(Access::Read), "armed again");
-    assert_eq!(
-        m.harvest(),
-        (false, vec![]),
-        "nothing new, nobody is flushed"
-    );
+    assert_eq!(m.harvest(), (false, vec![]), "nothing new, nobody is flushed");
     assert_eq!(m.write(0x30_0FFF), Fault::Tracked);
     assert_eq!(m.harvest().1.len(), 1);
 }
@@ -105,13 +84,7 @@ fn more_dirty_pages_than_are_listed_are_still_found() {
     }
     m.tables.overflow = true;
     let (_, found) = m.harvest();
-    assert_eq!(
-        found,
-        pages
-            .iter()
-            .map(|gfn| DirtyPage::Ram(Gfn(*gfn)))
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(found, pages.iter().map(|gfn| DirtyPage::Ram(Gfn(*gfn))).collect::<Vec<_>>());
     assert_eq!(m.harvest(), (false, vec![]));
 }
 
@@ -121,33 +94,15 @@ fn bar_pages_follow_the_bar() {
     let frame = Hpa(0x12_3000);
     m.tables.map_page(2, 0, 5, PageMapping::Tracked(frame));
     assert_eq!(m.access(0xC000_5000), None, "not placed yet");
-    assert!(
-        !m.tables
-            .place(&m.memory, 2, 0, Some((Gpa(0xC000_0000), 16 * MIB)))
-    );
+    assert!(!m.tables.place(&m.memory, 2, 0, Some((Gpa(0xC000_0000), 16 * MIB))));
     assert_eq!(m.access(0xC000_5000), Some(Access::Read));
     assert_eq!(m.access(0xC000_4000), None);
     assert_eq!(m.write(0xC000_5010), Fault::Tracked);
     assert_eq!(m.write(0xC000_4000), Fault::Device);
-    assert!(
-        m.tables
-            .place(&m.memory, 2, 0, Some((Gpa(0xD000_0000), 16 * MIB))),
-        "CPUs hold the old place"
-    );
+    assert!(m.tables.place(&m.memory, 2, 0, Some((Gpa(0xD000_0000), 16 * MIB))), "CPUs hold the old place");
     assert_eq!(m.access(0xC000_5000), None);
-    assert_eq!(
-        m.access(0xD000_5000),
-        Some(Access::ReadWrite),
-        "still dirty"
-    );
-    assert_eq!(
-        m.harvest().1,
-        [DirtyPage::Bar {
-            device: 2,
-            bar: 0,
-            page: 5
-        }]
-    );
+    assert_eq!(m.access(0xD000_5000), Some(Access::ReadWrite), "still dirty");
+    assert_eq!(m.harvest().1, [DirtyPage::Bar { device: 2, bar: 0, page: 5 }]);
     assert_eq!(m.access(0xD000_5000), Some(Access::Read));
     assert!(m.tables.map_page(2, 0, 5, PageMapping::Trapped));
     assert_eq!(m.access(0xD000_5000), None);
@@ -158,8 +113,7 @@ fn bar_pages_follow_the_bar() {
 fn a_bar_never_covers_ram() {
     let mut m = machine();
     let ram = m.tables.map.lookup(Gpa(0x30_0000));
-    m.tables
-        .map_page(2, 0, 0, PageMapping::ReadOnly(Hpa(0x1000)));
+    m.tables.map_page(2, 0, 0, PageMapping::ReadOnly(Hpa(0x1000)));
     m.tables.place(&m.memory, 2, 0, Some((Gpa(0x30_0000), MIB)));
     assert_eq!(m.tables.map.lookup(Gpa(0x30_0000)), ram);
     m.tables.place(&m.memory, 2, 0, None);
@@ -170,21 +124,12 @@ fn a_bar_never_covers_ram() {
 #[test]
 fn read_only_pages_pass_reads_only() {
     let mut m = machine();
-    m.tables
-        .place(&m.memory, 2, 0, Some((Gpa(0xC000_0000), 16 * MIB)));
-    m.tables
-        .map_page(2, 0, 1, PageMapping::ReadOnly(Hpa(0x1000)));
-    assert_eq!(
-        m.tables
-            .fault(&m.tracking, &m.memory, Gpa(0xC000_1000), false),
-        Fault::Stale
-    );
+    m.tables.place(&m.memory, 2, 0, Some((Gpa(0xC000_0000), 16 * MIB)));
+    m.tables.map_page(2, 0, 1, PageMapping::ReadOnly(Hpa(0x1000)));
+    assert_eq!(m.tables.fault(&m.tracking, &m.memory, Gpa(0xC000_1000), false), Fault::Stale);
     assert_eq!(m.write(0xC000_1000), Fault::Device);
-    m.tables
-        .map_range(2, 2, (0, 2 * MIB), Hpa(4 << 30), Access::ReadWrite)
-        .unwrap();
-    m.tables
-        .place(&m.memory, 2, 2, Some((Gpa(0xD000_0000), 256 * MIB)));
+    m.tables.map_range(2, 2, (0, 2 * MIB), Hpa(4 << 30), Access::ReadWrite).unwrap();
+    m.tables.place(&m.memory, 2, 2, Some((Gpa(0xD000_0000), 256 * MIB)));
     let mapped = m.tables.map.lookup(Gpa(0xD000_0000)).unwrap();
     assert_eq!((mapped.hpa, mapped.level), (Hpa(4 << 30), Level::L2));
 }
