@@ -25,17 +25,17 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Takes whichever of `count` locks `name.0`, `name.1`, ... is free first, and says which.
-    pub fn take_any(name: &str, count: usize) -> Result<(Self, usize)> {
+    /// Takes whichever of the locks `name.N` for the numbers given is free first, and says which.
+    pub fn take_any(name: &str, numbers: &[usize]) -> Result<(Self, usize)> {
         let dir = paths::prism().join("locks");
         make_dir(&dir)?;
         let mut told = false;
         loop {
-            for slot in 0..count {
-                let path = dir.join(format!("{name}.{slot}"));
+            for &number in numbers {
+                let path = dir.join(format!("{name}.{number}"));
                 let file = File::create(&path).context(|| format!("cannot create {}", path.display()))?;
                 if file.try_lock().is_ok() {
-                    return Ok((Self { _file: file }, slot));
+                    return Ok((Self { _file: file }, number));
                 }
             }
             if !told {

@@ -209,11 +209,11 @@ impl Outcome {
 /// One core for a machine of one CPU; all of them for a larger one, which is then alone.
 fn take_slots(cpus: u32) -> Result<(Vec<Lock>, Option<usize>)> {
     let cores = allowed_cores();
-    if cpus == 1 && cores.len() > 1 {
-        let (lock, slot) = Lock::take_any("machine", cores.len())?;
-        return Ok((vec![lock], cores.get(slot).copied()));
+    if cpus == 1 {
+        let (lock, core) = Lock::take_any("machine", &cores)?;
+        return Ok((vec![lock], Some(core)));
     }
-    let locks = (0..cores.len()).map(|slot| Lock::take(&format!("machine.{slot}"))).collect::<Result<_>>()?;
+    let locks = cores.iter().map(|core| Lock::take(&format!("machine.{core}"))).collect::<Result<_>>()?;
     Ok((locks, None))
 }
 
