@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use hv_defs::Nanos;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
-use uart_16550::spec::registers::IER;
+use uart_16550::spec::registers::{IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
 
 use self::mux::Mux;
@@ -128,10 +128,13 @@ pub fn dropped() -> u64 {
     CONSOLE.lock().dropped
 }
 
-/// Writes out what waits in the ring, if the lock is free, and until the UART proves dead.
+/// Writes out what waits in the ring, if the lock is free, and until the UART proves dead; then lets its FIFO run out.
 pub(crate) fn flush() {
     if let Some(mut console) = CONSOLE.try_lock() {
         console.drain_all();
+    }
+    if let Some(mut uart) = port() {
+        (0..PATIENCE).find(|_| uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
     }
 }
 
@@ -146,7 +149,8 @@ pub fn say(text: fmt::Arguments<'_>) {
     #[cfg(test)]
     std::eprintln!("prism: {text}");
     if SEIZED.load(Ordering::Acquire) {
-        if let Some(mut uart) = open() {
+        // Not set up again, which would lose what its FIFO still holds.
+        if let Some(mut uart) = port() {
             line(&mut Direct(&mut uart), text);
         }
         return;
@@ -236,11 +240,15 @@ impl Console {
 }
 
 fn open() -> Option<Uart16550<PioBackend>> {
-    // SAFETY: 1. COM1 of a PC lies at this port, or nothing does. 2. Only this module uses it; a panic, which makes a
-    // second driver for it, has stopped the first.
-    let mut uart = unsafe { Uart16550::new_port(PORT) }.ok()?;
+    let mut uart = port()?;
     uart.init(Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT }).ok()?;
     Some(uart)
+}
+
+fn port() -> Option<Uart16550<PioBackend>> {
+    // SAFETY: 1. COM1 of a PC lies at this port, or nothing does. 2. Only this module uses it; a panic or an exit,
+    // which make a second driver for it, have stopped the first, and only send by it.
+    unsafe { Uart16550::new_port(PORT) }.ok()
 }
 
 /// Writes straight to a UART, giving up on one that takes nothing.
