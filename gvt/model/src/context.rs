@@ -47,7 +47,8 @@ impl Exec<'_> {
         );
         let now = self.device.now;
         let port = self.device.port(engine);
-        (port.busy, port.since) = (true, now);
+        (port.busy, port.since, port.loaded) = (true, now, now);
+        self.device.counters.change(engine, |c| c.loads += 1);
         self.restore(descriptor);
         self.state.running = Some(descriptor);
         self.device

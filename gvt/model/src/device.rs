@@ -5,6 +5,7 @@ use gvt_defs::trace::{By, Kind};
 use gvt_defs::{ENGINES, Engine, Hpa, Nanos, event, ring};
 
 use crate::aperture::Fences;
+use crate::counters::Counters;
 use crate::findings::Findings;
 use crate::gtt::Gtt;
 use crate::irq::Irq;
@@ -26,6 +27,8 @@ pub(crate) struct Port {
     /// CTX_TIMESTAMP at `since`.
     pub context_time: u32,
     pub since: Nanos,
+    /// When the context was loaded.
+    pub loaded: Nanos,
     /// Context id of an MI_SEMAPHORE_SIGNAL that arrived.
     pub signal: Option<u32>,
     /// Submissions that no status entry has promoted yet, and elements that the promoted one has left: for the check
@@ -47,6 +50,7 @@ pub(crate) struct Device {
     pub findings: Findings,
     pub trace: Trace,
     pub recorder: Recorder,
+    pub counters: Counters,
     /// The frame that the running engine's fetch window was read from, and whether it has been written since.
     pub fetch_frame: Option<Hpa>,
     pub fetch_stale: bool,
@@ -65,6 +69,7 @@ impl Device {
             findings: Findings::default(),
             trace: Trace::new(profile.trace),
             recorder: Recorder::default(),
+            counters: Counters::default(),
             fetch_frame: None,
             fetch_stale: false,
             profile,

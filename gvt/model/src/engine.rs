@@ -159,6 +159,8 @@ pub(crate) struct Exec<'a> {
     pub device: &'a mut Device,
     pub memory: &'a mut dyn Memory,
     pub budget: u32,
+    /// Commands executed in this slice.
+    pub commands: u64,
 }
 
 impl Exec<'_> {
@@ -186,6 +188,10 @@ impl Exec<'_> {
         if self.state.running.is_some() {
             self.publish();
         }
+        let commands = self.commands;
+        self.device
+            .counters
+            .change(self.state.engine, |c| c.commands += commands);
         progress
     }
 
@@ -212,6 +218,7 @@ impl Exec<'_> {
                 continue;
             }
             self.budget -= 1;
+            self.commands += 1;
             let header = self.operand(0);
             let flow = if header == 0 {
                 self.noops()
@@ -245,6 +252,7 @@ impl Exec<'_> {
             self.state.spins += 1;
         }
         self.budget = self.budget.saturating_sub(run / 16);
+        self.commands += u64::from(run - 1);
         if self.state.spins > SPINS {
             self.advance(run);
             self.state.spins = 0;

@@ -54,6 +54,7 @@ impl Exec<'_> {
         let Some(done) = self.state.running else {
             return;
         };
+        self.device.counters.change(engine, |c| c.completions += 1);
         self.leave(done);
         if let Some(list) = self.device.port(engine).pending.take() {
             let entry = CsbEntry {
@@ -137,9 +138,12 @@ impl Exec<'_> {
         }
         let engine = self.state.engine;
         let time = self.device.context_timestamp(engine);
+        let now = self.device.now;
         let port = self.device.port(engine);
+        let ran = now.0.saturating_sub(port.loaded.0);
         port.context_time = time;
         port.busy = false;
+        self.device.counters.change(engine, |c| c.busy += ran);
         self.state.running = None;
         self.device.publish_idle(engine);
     }

@@ -7,6 +7,7 @@ use gvt_defs::trace::{By, Entry, Kind};
 use gvt_defs::{ENGINES, Engine, Nanos};
 
 use crate::config::{Config, IO_SIZE, Msi, Width};
+use crate::counters::Counters;
 use crate::device::Device;
 use crate::engine::{EngineState, Exec};
 use crate::findings::Finding;
@@ -202,6 +203,7 @@ impl Gpu {
                 device: &mut self.device,
                 memory: &mut *memory,
                 budget,
+                commands: 0,
             };
             progress = progress.merge(exec.slice());
             self.device.fetch_frame = None;
@@ -242,6 +244,27 @@ impl Gpu {
     /// The trace, oldest line first.
     pub fn trace(&self) -> impl Iterator<Item = &Entry> {
         self.device.trace.iter()
+    }
+
+    /// The trace since the last call, oldest line first; lines that found no room in the ring are lost.
+    pub fn take_trace(&mut self) -> Vec<Entry> {
+        self.device.trace.take()
+    }
+
+    /// What the engines have done since power-on or reset of the function.
+    pub fn counters(&mut self) -> Counters {
+        let mut counters = self.device.counters;
+        for engine in Engine::ALL {
+            let now = self.device.now;
+            let port = self.device.port(engine);
+            let running = if port.busy {
+                now.0.saturating_sub(port.loaded.0)
+            } else {
+                0
+            };
+            counters.change(engine, |c| c.busy += running);
+        }
+        counters
     }
 
     /// Findings since the last call.

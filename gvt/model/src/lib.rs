@@ -11,6 +11,7 @@ mod blitter;
 mod command;
 mod config;
 mod context;
+mod counters;
 mod device;
 mod display;
 mod engine;
@@ -39,6 +40,7 @@ mod trace;
 mod translate;
 
 pub use config::{Msi, Width};
+pub use counters::{Counters, EngineCounters};
 pub use findings::Finding;
 pub use gpu::{Bar, Gpu, Progress, Recording};
 pub use gvt_defs::{Hpa, Nanos};

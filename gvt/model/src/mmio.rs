@@ -242,6 +242,7 @@ impl Device {
             self.findings.add(Finding::BadSubmission(engine));
             return;
         }
+        self.counters.change(engine, |c| c.submissions += 1);
         self.port(engine).unpromoted = 1;
         if self.port(engine).pending.replace(list).is_some() {
             self.findings.add(Finding::ElspOverrun(engine));

@@ -41,6 +41,14 @@ impl Trace {
         self.next = (self.next + 1) % self.capacity;
     }
 
+    /// Hands out everything, oldest first, and forgets it.
+    pub fn take(&mut self) -> Vec<Entry> {
+        let all = self.iter().copied().collect();
+        self.entries.clear();
+        self.next = 0;
+        all
+    }
+
     /// Oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         let (new, old) = self.entries.split_at(self.next.min(self.entries.len()));
