@@ -98,10 +98,10 @@ fn smoke_on_the_newest_linux() {
     smoke_passes(KernelKind::Newest, "native-newest", &["--profile", "kbl,display"], 1);
 }
 
-/// Two CPUs, so that the driver's interrupt handler and its submissions race.
+/// Two CPUs and a second video engine; two CPUs, so that the driver's interrupt handler and its submissions race.
 #[test]
 fn smoke_on_two_cpus() {
-    smoke_passes(KernelKind::V6_1, "native-smp", &["--profile", "skl,display,late-save"], 2);
+    smoke_passes(KernelKind::V6_1, "native-smp", &["--profile", "skl,gt3,display,late-save"], 2);
 }
 
 /// A batch that never ends is reset on every engine, and the next one passes.

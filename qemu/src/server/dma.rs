@@ -58,10 +58,7 @@ impl DmaTable {
     /// # Errors
     /// The errno for the reply: a range or offset that wraps or exceeds the file, too many ranges, no mapping.
     pub fn map(&mut self, request: DmaMap, file: Option<OwnedFd>) -> Result<(), Errno> {
-        let end = request
-            .address
-            .checked_add(request.size)
-            .ok_or(Errno::INVAL)?;
+        let end = request.address.checked_add(request.size).ok_or(Errno::INVAL)?;
         if request.size == 0 || request.flags & !(DMA_READ | DMA_WRITE) != 0 {
             return Err(Errno::INVAL);
         }
@@ -69,24 +66,11 @@ impl DmaTable {
             return Err(Errno::NOSPC);
         }
         let memory = match file {
-            Some(file) => Some(
-                self.file(
-                    file,
-                    request
-                        .offset
-                        .checked_add(request.size)
-                        .ok_or(Errno::INVAL)?,
-                )?,
-            ),
+            Some(file) => Some(self.file(file, request.offset.checked_add(request.size).ok_or(Errno::INVAL)?)?),
             None => None,
         };
         self.carve(request.address, end);
-        let backing = Backing {
-            memory,
-            offset: request.offset,
-            size: request.size,
-            flags: request.flags,
-        };
+        let backing = Backing { memory, offset: request.offset, size: request.size, flags: request.flags };
         self.ranges.insert(request.address, backing);
         self.changes.0 += 1;
         Ok(())
@@ -102,10 +86,7 @@ impl DmaTable {
             self.ranges.clear();
             return Ok(());
         }
-        let end = request
-            .address
-            .checked_add(request.size)
-            .ok_or(Errno::INVAL)?;
+        let end = request.address.checked_add(request.size).ok_or(Errno::INVAL)?;
         self.carve(request.address, end);
         Ok(())
     }
@@ -141,8 +122,7 @@ impl DmaTable {
         self.touched.written.mark(address, data.len());
         let (mut address, mut rest) = (address, data);
         while !rest.is_empty() {
-            let (memory, offset, size) =
-                self.piece(address, rest.len(), DMA_WRITE).ok_or(Unmapped)?;
+            let (memory, offset, size) = self.piece(address, rest.len(), DMA_WRITE).ok_or(Unmapped)?;
             let (head, tail) = rest.split_at_checked(size).ok_or(Unmapped)?;
             memory.write(offset, head).ok_or(Unmapped)?;
             address = address.wrapping_add(size as u64);
@@ -189,21 +169,11 @@ impl DmaTable {
             let old_end = at.saturating_add(old.size);
             if at < start {
                 let kept = old.size.min(start - at);
-                self.ranges.insert(
-                    at,
-                    Backing {
-                        size: kept,
-                        ..old.clone()
-                    },
-                );
+                self.ranges.insert(at, Backing { size: kept, ..old.clone() });
             }
             if old_end > end {
                 let cut = end - at;
-                let tail = Backing {
-                    offset: old.offset.saturating_add(cut),
-                    size: old.size - cut,
-                    ..old
-                };
+                let tail = Backing { offset: old.offset.saturating_add(cut), size: old.size - cut, ..old };
                 self.ranges.insert(end, tail);
             }
         }
@@ -216,9 +186,7 @@ impl DmaTable {
         if need > len as u64 {
             return Err(Errno::INVAL);
         }
-        let same = |known: &&KnownFile| {
-            known.device == stat.st_dev && known.inode == stat.st_ino && known.len == len
-        };
+        let same = |known: &&KnownFile| known.device == stat.st_dev && known.inode == stat.st_ino && known.len == len;
         if let Some(known) = self.files.iter().find(same) {
             return Ok(Rc::clone(&known.memory));
         }
@@ -229,15 +197,9 @@ impl DmaTable {
         let memory = SharedMemory::map(file.as_fd(), len, access).map_err(|_| Errno::NOMEM)?;
         let memory = Rc::new(memory);
         if self.files.len() >= MAX_IDLE_FILES {
-            self.files
-                .retain(|known| Rc::strong_count(&known.memory) > 1);
+            self.files.retain(|known| Rc::strong_count(&known.memory) > 1);
         }
-        self.files.push(KnownFile {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            len,
-            memory: Rc::clone(&memory),
-        });
+        self.files.push(KnownFile { device: stat.st_dev, inode: stat.st_ino, len, memory: Rc::clone(&memory) });
         Ok(memory)
     }
 }
@@ -266,10 +228,7 @@ const MAX_PAGE: u64 = 1 << (39 - PAGE_SHIFT);
 impl PageSet {
     /// Adds the pages of a range.
     pub fn mark(&mut self, address: u64, len: usize) {
-        let Some(last_byte) = (len as u64)
-            .checked_sub(1)
-            .map(|more| address.saturating_add(more))
-        else {
+        let Some(last_byte) = (len as u64).checked_sub(1).map(|more| address.saturating_add(more)) else {
             return;
         };
         let (first, last) = (address >> PAGE_SHIFT, last_byte >> PAGE_SHIFT);
@@ -318,40 +277,23 @@ mod tests {
     }
 
     fn map(address: u64, size: u64, offset: u64) -> DmaMap {
-        DmaMap {
-            flags: RW,
-            offset,
-            address,
-            size,
-        }
+        DmaMap { flags: RW, offset, address, size }
     }
 
     fn unmap(address: u64, size: u64) -> DmaUnmap {
-        DmaUnmap {
-            flags: 0,
-            address,
-            size,
-        }
+        DmaUnmap { flags: 0, address, size }
     }
 
     fn starts(table: &DmaTable) -> Vec<(u64, u64, u64)> {
-        table
-            .ranges
-            .iter()
-            .map(|(at, b)| (*at, b.size, b.offset))
-            .collect()
+        table.ranges.iter().map(|(at, b)| (*at, b.size, b.offset)).collect()
     }
 
     #[test]
     fn two_descriptors_of_one_file_share_a_mapping() {
         let mut table = DmaTable::default();
         let file = file(0x10000);
-        table
-            .map(map(0, 0x8000, 0), Some(file.try_clone().unwrap()))
-            .unwrap();
-        table
-            .map(map(0x100000, 0x8000, 0x8000), Some(file))
-            .unwrap();
+        table.map(map(0, 0x8000, 0), Some(file.try_clone().unwrap())).unwrap();
+        table.map(map(0x100000, 0x8000, 0x8000), Some(file)).unwrap();
         assert_eq!(table.files.len(), 1);
         table.write(0x100ffe, &[1, 2]).unwrap();
         table.write(0x7ffe, &[3, 4]).unwrap();
@@ -366,9 +308,7 @@ mod tests {
     fn an_access_crosses_adjacent_ranges_but_no_hole() {
         let mut table = DmaTable::default();
         let file = file(0x3000);
-        table
-            .map(map(0x1000, 0x1000, 0x2000), Some(file.try_clone().unwrap()))
-            .unwrap();
+        table.map(map(0x1000, 0x1000, 0x2000), Some(file.try_clone().unwrap())).unwrap();
         table.map(map(0x2000, 0x1000, 0), Some(file)).unwrap();
         let data: Vec<u8> = (0..64).collect();
         table.write(0x1fe0, &data).unwrap();
@@ -392,10 +332,7 @@ mod tests {
     #[test]
     fn read_only_ranges_take_no_store() {
         let mut table = DmaTable::default();
-        let request = DmaMap {
-            flags: DMA_READ,
-            ..map(0, 0x1000, 0)
-        };
+        let request = DmaMap { flags: DMA_READ, ..map(0, 0x1000, 0) };
         table.map(request, Some(file(0x1000))).unwrap();
         assert_eq!(table.write(0, &[1]), Err(Unmapped));
         table.read(0, &mut [0; 4]).unwrap();
@@ -406,29 +343,15 @@ mod tests {
         let mut table = DmaTable::default();
         let file = file(0x10000);
         for at in [0x1000, 0x3000, 0x5000] {
-            table
-                .map(map(at, 0x2000, at), Some(file.try_clone().unwrap()))
-                .unwrap();
+            table.map(map(at, 0x2000, at), Some(file.try_clone().unwrap())).unwrap();
         }
         table.unmap(unmap(0x2000, 0x4000)).unwrap();
-        assert_eq!(
-            starts(&table),
-            [(0x1000, 0x1000, 0x1000), (0x6000, 0x1000, 0x6000)]
-        );
+        assert_eq!(starts(&table), [(0x1000, 0x1000, 0x1000), (0x6000, 0x1000, 0x6000)]);
         table.unmap(unmap(0x6400, 0x400)).unwrap();
-        assert_eq!(
-            starts(&table)[1..],
-            [(0x6000, 0x400, 0x6000), (0x6800, 0x800, 0x6800)]
-        );
+        assert_eq!(starts(&table)[1..], [(0x6000, 0x400, 0x6000), (0x6800, 0x800, 0x6800)]);
         table.unmap(unmap(0x100000, 0x1000)).unwrap();
         assert_eq!(table.counts(), (3, 3, 3));
-        table
-            .unmap(DmaUnmap {
-                flags: DMA_UNMAP_ALL,
-                address: 0,
-                size: 0,
-            })
-            .unwrap();
+        table.unmap(DmaUnmap { flags: DMA_UNMAP_ALL, address: 0, size: 0 }).unwrap();
         assert_eq!(starts(&table), []);
     }
 
@@ -436,18 +359,9 @@ mod tests {
     fn a_map_over_a_range_replaces_that_part() {
         let mut table = DmaTable::default();
         let file = file(0x10000);
-        table
-            .map(map(0, 0x8000, 0), Some(file.try_clone().unwrap()))
-            .unwrap();
+        table.map(map(0, 0x8000, 0), Some(file.try_clone().unwrap())).unwrap();
         table.map(map(0x2000, 0x1000, 0x9000), Some(file)).unwrap();
-        assert_eq!(
-            starts(&table),
-            [
-                (0, 0x2000, 0),
-                (0x2000, 0x1000, 0x9000),
-                (0x3000, 0x5000, 0x3000)
-            ]
-        );
+        assert_eq!(starts(&table), [(0, 0x2000, 0), (0x2000, 0x1000, 0x9000), (0x3000, 0x5000, 0x3000)]);
     }
 
     #[test]
@@ -455,24 +369,9 @@ mod tests {
         let mut table = DmaTable::default();
         assert_eq!(table.map(map(u64::MAX, 2, 0), None), Err(Errno::INVAL));
         assert_eq!(table.map(map(0, 0, 0), None), Err(Errno::INVAL));
-        assert_eq!(
-            table.map(
-                DmaMap {
-                    flags: 8,
-                    ..map(0, 0x1000, 0)
-                },
-                None
-            ),
-            Err(Errno::INVAL)
-        );
-        assert_eq!(
-            table.map(map(0, 0x2000, 0), Some(file(0x1000))),
-            Err(Errno::INVAL)
-        );
-        assert_eq!(
-            table.map(map(0, 0x1000, u64::MAX), Some(file(0x1000))),
-            Err(Errno::INVAL)
-        );
+        assert_eq!(table.map(DmaMap { flags: 8, ..map(0, 0x1000, 0) }, None), Err(Errno::INVAL));
+        assert_eq!(table.map(map(0, 0x2000, 0), Some(file(0x1000))), Err(Errno::INVAL));
+        assert_eq!(table.map(map(0, 0x1000, u64::MAX), Some(file(0x1000))), Err(Errno::INVAL));
         assert_eq!(table.unmap(unmap(u64::MAX, 2)), Err(Errno::INVAL));
         assert_eq!(starts(&table), []);
     }
@@ -486,10 +385,7 @@ mod tests {
         table.write(0x8000, &[0; 1]).unwrap();
         let _ = table.read(0x40_0000_0000, &mut [0; 1]);
         let _ = table.read(u64::MAX - 8, &mut [0; 1]);
-        assert_eq!(
-            table.touched().written.ranges(),
-            [(0x1000, 0x2000), (0x8000, 0x1000)]
-        );
+        assert_eq!(table.touched().written.ranges(), [(0x1000, 0x2000), (0x8000, 0x1000)]);
         assert_eq!(table.touched().read.ranges(), [(0x40_0000_0000, 0x1000)]);
     }
 }

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use gvt_defs::reset::Display;
+use gvt_defs::trace::{By, Kind};
+use gvt_defs::{Engine, EngineMask};
 use gvt_model::{
-    Bar, Blitter, BusError, Finding, Gpu as Model, Hpa, Memory, Nanos, Profile, Progress, Save,
-    Strict, Width,
+    Bar, Blitter, BusError, Finding, Forcewake, Gpu as Model, Hpa, Memory, Nanos, Profile, Progress, Save, Strict,
+    Width,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::dma::DmaTable;
 use super::options::{Options, Strictness};
@@ -18,6 +21,8 @@ use crate::{Error, Result};
 const BUDGET: u32 = 500;
 /// Bytes of configuration space.
 const CONFIG_SIZE: u64 = 256;
+/// Trace lines between two looks at the model: more than an access and a step can make.
+const TRACE_ENTRIES: usize = 1 << 16;
 /// The most different findings kept.
 const MAX_FINDINGS: usize = 256;
 
@@ -40,6 +45,9 @@ impl Gpu {
     /// A profile that the model does not have.
     pub fn new(options: &Options) -> Result<Self> {
         let mut profile = profile(options.profile.as_deref().unwrap_or("kbl"))?;
+        if options.trace.is_some() {
+            profile.trace = TRACE_ENTRIES;
+        }
         if options.strictness == Strictness::Strict {
             profile.strict = Strict::Report;
         }
@@ -59,18 +67,29 @@ impl Gpu {
             bus.irqs.message();
         }
         bus.irqs.line(self.model.interrupt_level());
+        self.write_down(bus);
         for finding in self.model.take_findings() {
             self.note(finding, bus);
+        }
+    }
+
+    /// Adds what the engines did to the trace; what the CPU did is there already.
+    fn write_down(&mut self, bus: &mut Bus) {
+        if self.model.profile().trace == 0 {
+            return;
+        }
+        for entry in self.model.take_trace() {
+            if !matches!(entry.kind, Kind::Read | Kind::Write | Kind::Gtt) || entry.by != By::Host {
+                bus.trace.line(format_args!("{} e {entry}", entry.time.0));
+            }
         }
     }
 
     fn note(&mut self, finding: Finding, bus: &mut Bus) {
         let text = finding.to_string();
         bus.trace.line(format_args!("{} ! {text}", bus.now));
-        let unknown = matches!(
-            finding,
-            Finding::UnknownRead(..) | Finding::UnknownWrite(..) | Finding::UnknownCommand(..)
-        );
+        let unknown =
+            matches!(finding, Finding::UnknownRead(..) | Finding::UnknownWrite(..) | Finding::UnknownCommand(..));
         if unknown && self.first_unknown.is_none() {
             self.first_unknown = Some(text.clone());
         }
@@ -96,10 +115,7 @@ impl Device for Gpu {
                 continue;
             };
             let value = self.model.config_read(offset, width).to_le_bytes();
-            piece
-                .iter_mut()
-                .zip(value)
-                .for_each(|(to, from)| *to = from);
+            piece.iter_mut().zip(value).for_each(|(to, from)| *to = from);
             offset = offset.saturating_add(4);
         }
     }
@@ -110,8 +126,7 @@ impl Device for Gpu {
             let Some(width) = Width::from_bytes(piece.len()) else {
                 continue;
             };
-            self.model
-                .config_write(offset, width, integer(piece) as u32);
+            self.model.config_write(offset, width, integer(piece) as u32);
             offset = offset.saturating_add(4);
         }
         self.settle(bus);
@@ -119,15 +134,13 @@ impl Device for Gpu {
 
     fn bar_read(&mut self, region: u32, offset: u64, buf: &mut [u8], bus: &mut Bus) {
         let Some(bar) = bar(region) else { return };
-        self.model
-            .bar_read(&mut bus.dma, bar, offset, buf, Nanos(bus.now));
+        self.model.bar_read(&mut bus.dma, bar, offset, buf, Nanos(bus.now));
         self.settle(bus);
     }
 
     fn bar_write(&mut self, region: u32, offset: u64, data: &[u8], bus: &mut Bus) {
         let Some(bar) = bar(region) else { return };
-        self.model
-            .bar_write(&mut bus.dma, bar, offset, data, Nanos(bus.now));
+        self.model.bar_write(&mut bus.dma, bar, offset, data, Nanos(bus.now));
         self.settle(bus);
     }
 
@@ -151,15 +164,25 @@ impl Device for Gpu {
         }
     }
 
-    fn stats(&self) -> Value {
-        json!({ "step_ns": self.busy, "steps": self.steps, "findings": self.findings })
+    fn stats(&mut self) -> Value {
+        let counters = self.model.counters();
+        let engine = |engine: Engine| {
+            let c = counters.engine(engine);
+            let counts = json!({
+                "submissions": c.submissions, "loads": c.loads, "completions": c.completions,
+                "commands": c.commands, "busy_ns": c.busy,
+            });
+            (engine.info().name.to_owned(), counts)
+        };
+        let engines: Map<String, Value> = Engine::ALL.into_iter().map(engine).collect();
+        json!({ "engines": engines, "step_ns": self.busy, "steps": self.steps, "findings": self.findings })
     }
 
     fn verdict(&self) -> Result<()> {
         match &self.first_unknown {
-            Some(text) if self.strictness == Strictness::Strict => Err(Error::new(format!(
-                "gpu-model: strict: {text} (the statistics list all findings)"
-            ))),
+            Some(text) if self.strictness == Strictness::Strict => {
+                Err(Error::new(format!("gpu-model: strict: {text} (the statistics list all findings)")))
+            }
             _ => Ok(()),
         }
     }
@@ -179,30 +202,31 @@ fn bar(region: u32) -> Option<Bar> {
     u8::try_from(region).ok().and_then(Bar::from_number)
 }
 
-/// A part and its variations: `kbl`, `skl` or `cfl`, then `display`, `late-save`, `obeys-lri`, by commas.
+/// The parts: their names, what they are, and the device id of the variant with a second video engine.
+const PARTS: [(&str, Profile, u16); 3] = [
+    ("kbl", Profile::kaby_lake(), 0x5926),
+    ("skl", Profile::sky_lake(), 0x1926),
+    ("cfl", Profile::coffee_lake(), 0x3EA5),
+];
+
+/// A part and its variations, by commas: `kbl`, `skl` or `cfl`, then any of those listed in the error below.
 fn profile(text: &str) -> Result<Profile> {
     let mut words = text.split(',');
-    let mut profile = match words.next() {
-        Some("kbl") => Profile::kaby_lake(),
-        Some("skl") => Profile::sky_lake(),
-        Some("cfl") => Profile::coffee_lake(),
-        _ => {
-            return Err(Error::new(format!(
-                "gpu-model: no profile '{text}' (there are kbl, skl, cfl)"
-            )));
-        }
+    let name = words.next().unwrap_or_default();
+    let Some((_, part, gt3)) = PARTS.iter().find(|(part, ..)| *part == name) else {
+        return Err(Error::new(format!("gpu-model: no profile '{text}' (there are kbl, skl, cfl)")));
     };
+    let mut profile = part.clone();
     for word in words {
         match word {
-            "display" => profile.display = gvt_defs::reset::Display::Dark,
+            "gt3" => (profile.device, profile.engines) = (*gt3, EngineMask::ALL),
+            "display" => profile.display = Display::Dark,
             "late-save" => profile.save = Save::Late,
             "obeys-lri" => profile.blitter = Blitter::ObeysLri,
-            "linted" => profile.forcewake = gvt_model::Forcewake::Linted,
+            "linted" => profile.forcewake = Forcewake::Linted,
             _ => {
-                let text = format!(
-                    "gpu-model: no variation '{word}' (there are display, late-save, obeys-lri, linted)"
-                );
-                return Err(Error::new(text));
+                let all = "gt3, display, late-save, obeys-lri, linted";
+                return Err(Error::new(format!("gpu-model: no variation '{word}' (there are {all})")));
             }
         }
     }

@@ -44,39 +44,24 @@ impl Irqs {
     ///
     /// # Errors
     /// The errno for the reply: an interrupt or an action that the device does not have.
-    pub fn set(
-        &mut self,
-        request: SetIrqs,
-        data: &[u8],
-        mut files: Vec<OwnedFd>,
-    ) -> Result<(), Errno> {
+    pub fn set(&mut self, request: SetIrqs, data: &[u8], mut files: Vec<OwnedFd>) -> Result<(), Errno> {
         let (_, vectors) = Self::info(request.index);
-        let end = request
-            .start
-            .checked_add(request.count)
-            .ok_or(Errno::INVAL)?;
+        let end = request.start.checked_add(request.count).ok_or(Errno::INVAL)?;
         if end > vectors {
             return Err(Errno::INVAL);
         }
-        let kind =
-            request.flags & (SetIrqs::DATA_NONE | SetIrqs::DATA_BOOL | SetIrqs::DATA_EVENTFD);
+        let kind = request.flags & (SetIrqs::DATA_NONE | SetIrqs::DATA_BOOL | SetIrqs::DATA_EVENTFD);
         let action = request.flags & (SetIrqs::MASK | SetIrqs::UNMASK | SetIrqs::TRIGGER);
         match (action, kind) {
             // No data and no vectors: all vectors of the kind are disarmed.
-            (SetIrqs::TRIGGER, SetIrqs::DATA_NONE) if request.count == 0 => {
-                self.arm(request.index, None)
-            }
+            (SetIrqs::TRIGGER, SetIrqs::DATA_NONE) if request.count == 0 => self.arm(request.index, None),
             (SetIrqs::TRIGGER, SetIrqs::DATA_NONE) => self.signal(request.index),
             (SetIrqs::TRIGGER, SetIrqs::DATA_BOOL) if data.first() == Some(&0) => {}
             (SetIrqs::TRIGGER, SetIrqs::DATA_BOOL) => self.signal(request.index),
-            (SetIrqs::TRIGGER, SetIrqs::DATA_EVENTFD) if request.count > 0 => {
-                self.arm(request.index, files.pop())
-            }
+            (SetIrqs::TRIGGER, SetIrqs::DATA_EVENTFD) if request.count > 0 => self.arm(request.index, files.pop()),
             (SetIrqs::TRIGGER, SetIrqs::DATA_EVENTFD) => {}
             // The client keeps its own unmask eventfd; without one it asks by message, which is what is offered.
-            (SetIrqs::MASK, SetIrqs::DATA_NONE) if request.index == INDEX_INTX => {
-                self.intx_masked = true
-            }
+            (SetIrqs::MASK, SetIrqs::DATA_NONE) if request.index == INDEX_INTX => self.intx_masked = true,
             (SetIrqs::UNMASK, SetIrqs::DATA_NONE) if request.index == INDEX_INTX => self.unmask(),
             _ => return Err(Errno::INVAL),
         }
@@ -125,16 +110,9 @@ impl Irqs {
     }
 
     fn signal(&mut self, index: u32) {
-        let file = if index == INDEX_MSI {
-            &self.msi
-        } else {
-            &self.intx
-        };
+        let file = if index == INDEX_MSI { &self.msi } else { &self.intx };
         // A counter that is full has been signalled already: the client will see it.
-        match file
-            .as_ref()
-            .map(|file| rustix::io::write(file, &1u64.to_ne_bytes()))
-        {
+        match file.as_ref().map(|file| rustix::io::write(file, &1u64.to_ne_bytes())) {
             Some(Ok(_) | Err(Errno::AGAIN)) => self.signalled += 1,
             _ => self.lost += 1,
         }
@@ -160,12 +138,7 @@ mod tests {
     }
 
     fn request(index: u32, flags: u32, count: u32) -> SetIrqs {
-        SetIrqs {
-            flags,
-            index,
-            start: 0,
-            count,
-        }
+        SetIrqs { flags, index, start: 0, count }
     }
 
     #[test]
@@ -173,22 +146,12 @@ mod tests {
         let mut irqs = Irqs::default();
         let (ours, theirs) = eventfd_pair();
         irqs.message();
-        irqs.set(
-            request(1, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1),
-            &[],
-            vec![theirs],
-        )
-        .unwrap();
+        irqs.set(request(1, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1), &[], vec![theirs]).unwrap();
         assert_eq!(count(&ours), 0);
         irqs.message();
         irqs.message();
         assert_eq!(count(&ours), 2);
-        irqs.set(
-            request(1, SetIrqs::DATA_NONE | SetIrqs::TRIGGER, 0),
-            &[],
-            vec![],
-        )
-        .unwrap();
+        irqs.set(request(1, SetIrqs::DATA_NONE | SetIrqs::TRIGGER, 0), &[], vec![]).unwrap();
         irqs.message();
         assert_eq!(count(&ours), 0);
         assert_eq!(irqs.counts(), (2, 0));
@@ -198,18 +161,8 @@ mod tests {
     fn an_eventfd_request_without_a_descriptor_disarms() {
         let mut irqs = Irqs::default();
         let (ours, theirs) = eventfd_pair();
-        irqs.set(
-            request(1, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1),
-            &[],
-            vec![theirs],
-        )
-        .unwrap();
-        irqs.set(
-            request(1, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1),
-            &[],
-            vec![],
-        )
-        .unwrap();
+        irqs.set(request(1, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1), &[], vec![theirs]).unwrap();
+        irqs.set(request(1, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1), &[], vec![]).unwrap();
         irqs.message();
         assert_eq!(count(&ours), 0);
     }
@@ -218,29 +171,14 @@ mod tests {
     fn the_line_interrupts_once_a_level_and_again_after_unmask() {
         let mut irqs = Irqs::default();
         let (ours, theirs) = eventfd_pair();
-        irqs.set(
-            request(0, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1),
-            &[],
-            vec![theirs],
-        )
-        .unwrap();
+        irqs.set(request(0, SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER, 1), &[], vec![theirs]).unwrap();
         irqs.line(true);
         irqs.line(true);
         assert_eq!(count(&ours), 1);
-        irqs.set(
-            request(0, SetIrqs::DATA_NONE | SetIrqs::UNMASK, 1),
-            &[],
-            vec![],
-        )
-        .unwrap();
+        irqs.set(request(0, SetIrqs::DATA_NONE | SetIrqs::UNMASK, 1), &[], vec![]).unwrap();
         assert_eq!(count(&ours), 1);
         irqs.line(false);
-        irqs.set(
-            request(0, SetIrqs::DATA_NONE | SetIrqs::UNMASK, 1),
-            &[],
-            vec![],
-        )
-        .unwrap();
+        irqs.set(request(0, SetIrqs::DATA_NONE | SetIrqs::UNMASK, 1), &[], vec![]).unwrap();
         assert_eq!(count(&ours), 0);
         irqs.line(true);
         assert_eq!(count(&ours), 1);
@@ -250,38 +188,10 @@ mod tests {
     fn vectors_that_do_not_exist_are_refused() {
         let mut irqs = Irqs::default();
         let armed = SetIrqs::DATA_EVENTFD | SetIrqs::TRIGGER;
-        assert_eq!(
-            irqs.set(request(1, armed, 2), &[], vec![]),
-            Err(Errno::INVAL)
-        );
-        assert_eq!(
-            irqs.set(request(2, armed, 1), &[], vec![]),
-            Err(Errno::INVAL)
-        );
-        assert_eq!(
-            irqs.set(
-                SetIrqs {
-                    start: u32::MAX,
-                    ..request(1, armed, 1)
-                },
-                &[],
-                vec![]
-            ),
-            Err(Errno::INVAL)
-        );
-        assert_eq!(
-            irqs.set(
-                request(1, SetIrqs::DATA_BOOL | SetIrqs::MASK, 1),
-                &[],
-                vec![]
-            ),
-            Err(Errno::INVAL)
-        );
-        irqs.set(
-            request(3, SetIrqs::DATA_NONE | SetIrqs::TRIGGER, 0),
-            &[],
-            vec![],
-        )
-        .unwrap();
+        assert_eq!(irqs.set(request(1, armed, 2), &[], vec![]), Err(Errno::INVAL));
+        assert_eq!(irqs.set(request(2, armed, 1), &[], vec![]), Err(Errno::INVAL));
+        assert_eq!(irqs.set(SetIrqs { start: u32::MAX, ..request(1, armed, 1) }, &[], vec![]), Err(Errno::INVAL));
+        assert_eq!(irqs.set(request(1, SetIrqs::DATA_BOOL | SetIrqs::MASK, 1), &[], vec![]), Err(Errno::INVAL));
+        irqs.set(request(3, SetIrqs::DATA_NONE | SetIrqs::TRIGGER, 0), &[], vec![]).unwrap();
     }
 }

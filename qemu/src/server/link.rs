@@ -67,14 +67,7 @@ impl Link {
     /// Serves `socket`.
     pub fn new(socket: UnixStream) -> Self {
         let buffer = vec![0; 2 * MAX_MESSAGE].into_boxed_slice();
-        Self {
-            socket,
-            buffer,
-            start: 0,
-            end: 0,
-            base: 0,
-            files: Vec::new(),
-        }
+        Self { socket, buffer, start: 0, end: 0, base: 0, files: Vec::new() }
     }
 
     /// Takes the next whole message out of the buffer.
@@ -89,9 +82,7 @@ impl Link {
         };
         let size = header.size as usize;
         if !(HEADER..=MAX_MESSAGE).contains(&size) {
-            let text = format!(
-                "the client sent a message of {size} bytes (allowed: {HEADER} to {MAX_MESSAGE})"
-            );
+            let text = format!("the client sent a message of {size} bytes (allowed: {HEADER} to {MAX_MESSAGE})");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let Some(payload) = filled.get(HEADER..size) else {
@@ -102,11 +93,7 @@ impl Link {
         let taken = self.base + self.start as u64;
         let belongs = self.files.iter().take_while(|(at, _)| *at < taken).count();
         let files = self.files.drain(..belongs).map(|(_, file)| file).collect();
-        Ok(Some(Message {
-            header,
-            payload,
-            files,
-        }))
+        Ok(Some(Message { header, payload, files }))
     }
 
     /// Reads what the socket has, without waiting.
@@ -119,12 +106,7 @@ impl Link {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let read = match recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(room)],
-            &mut control,
-            flags,
-        ) {
+        let read = match recvmsg(&self.socket, &mut [IoSliceMut::new(room)], &mut control, flags) {
             Ok(message) if message.bytes > 0 => message.bytes,
             Ok(_) | Err(Errno::CONNRESET | Errno::PIPE) => return Ok(Received::Closed),
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
@@ -198,14 +180,7 @@ mod tests {
     fn message(command: u16, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         let size = (HEADER + payload.len()) as u32;
-        Header {
-            id: command,
-            command,
-            size,
-            flags: 0,
-            error: 0,
-        }
-        .encode(&mut bytes);
+        Header { id: command, command, size, flags: 0, error: 0 }.encode(&mut bytes);
         bytes.extend_from_slice(payload);
         bytes
     }
@@ -216,24 +191,14 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        sendmsg(
-            socket,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::empty(),
-        )
-        .unwrap();
+        sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
     }
 
     fn all(link: &mut Link) -> Vec<(u16, usize, usize)> {
         let mut seen = Vec::new();
         loop {
             while let Some(message) = link.take().unwrap() {
-                seen.push((
-                    message.header.command,
-                    message.payload.len(),
-                    message.files.len(),
-                ));
+                seen.push((message.header.command, message.payload.len(), message.files.len()));
             }
             if link.receive().unwrap() != Received::Bytes {
                 return seen;
@@ -251,10 +216,7 @@ mod tests {
         send_with_file(&client, &message(3, &[3; 32]));
         client.write_all(&message(4, &[4; 32])).unwrap();
         send_with_file(&client, &message(5, &[5; 32]));
-        assert_eq!(
-            all(&mut link),
-            [(1, 20, 0), (2, 0, 0), (3, 32, 1), (4, 32, 0), (5, 32, 1)]
-        );
+        assert_eq!(all(&mut link), [(1, 20, 0), (2, 0, 0), (3, 32, 1), (4, 32, 0), (5, 32, 1)]);
         drop(client);
         assert_eq!(link.receive().unwrap(), Received::Closed);
     }
@@ -279,20 +241,14 @@ mod tests {
         let mut link = Link::new(server);
         let writer = std::thread::spawn(move || {
             for command in 0..20 {
-                client
-                    .write_all(&message(command, &vec![0; MAX_MESSAGE - HEADER]))
-                    .unwrap();
+                client.write_all(&message(command, &vec![0; MAX_MESSAGE - HEADER])).unwrap();
                 client.write_all(&message(100, &[0; 5])).unwrap();
             }
         });
         let nobody = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
         let mut count = 0;
         while count < 40 {
-            assert!(
-                link.wait(nobody.as_fd(), Some(Duration::from_secs(10)))
-                    .unwrap()
-                    .client
-            );
+            assert!(link.wait(nobody.as_fd(), Some(Duration::from_secs(10))).unwrap().client);
             count += all(&mut link).len();
         }
         writer.join().unwrap();
@@ -304,14 +260,7 @@ mod tests {
             let (mut client, server) = UnixStream::pair().unwrap();
             let mut link = Link::new(server);
             let mut bytes = Vec::new();
-            Header {
-                id: 0,
-                command: 1,
-                size,
-                flags: 0,
-                error: 0,
-            }
-            .encode(&mut bytes);
+            Header { id: 0, command: 1, size, flags: 0, error: 0 }.encode(&mut bytes);
             client.write_all(&bytes).unwrap();
             assert_eq!(link.receive().unwrap(), Received::Bytes);
             assert!(link.take().is_err());

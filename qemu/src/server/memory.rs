@@ -3,10 +3,7 @@
 //! UNSAFETY: mapping a file that another process writes at any moment cannot be expressed in safe Rust. This module
 //! keeps the mapping private, never makes a reference into it, and copies with volatile accesses: aligned 8- and
 //! 4-byte pieces whole and in ascending order, since the guest looks at sequence numbers and page tables meanwhile.
-#![expect(
-    unsafe_code,
-    reason = "the only place that maps memory of another process"
-)]
+#![expect(unsafe_code, reason = "the only place that maps memory of another process")]
 
 use std::ffi::c_void;
 use std::io;
@@ -44,16 +41,7 @@ impl SharedMemory {
         };
         // SAFETY: 1. A null hint without MAP_FIXED lets the kernel choose an unused range, so no memory that Rust
         // knows of is replaced. 2. A bad length or descriptor is an error value.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                len,
-                protection,
-                MapFlags::SHARED,
-                file,
-                0,
-            )
-        }?;
+        let base = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0) }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { base, len, access })
     }
@@ -96,12 +84,9 @@ impl SharedMemory {
             unsafe {
                 match head {
                     &[a, b, c, d, e, f, g, h] => {
-                        to.cast::<u64>()
-                            .write_volatile(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+                        to.cast::<u64>().write_volatile(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
                     }
-                    &[a, b, c, d] => to
-                        .cast::<u32>()
-                        .write_volatile(u32::from_ne_bytes([a, b, c, d])),
+                    &[a, b, c, d] => to.cast::<u32>().write_volatile(u32::from_ne_bytes([a, b, c, d])),
                     bytes => bytes.iter().for_each(|byte| to.write_volatile(*byte)),
                 }
                 to = to.add(size);

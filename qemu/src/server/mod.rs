@@ -35,10 +35,7 @@ use session::{Device, Pause, Session};
 use trace::Trace;
 
 /// How long to wait for the emulator to connect: one that failed to start never will.
-const CONNECT: Timespec = Timespec {
-    tv_sec: 60,
-    tv_nsec: 0,
-};
+const CONNECT: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// Runs `prism gpu-model` with the arguments that follow the subcommand.
 ///
@@ -48,9 +45,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> Result<()> {
     let options = Options::parse(args)?;
     let device = gpu::Gpu::new(&options)?;
     let trace = match &options.trace {
-        Some(path) => {
-            Trace::to(File::create(path).context(|| format!("cannot create {}", path.display()))?)
-        }
+        Some(path) => Trace::to(File::create(path).context(|| format!("cannot create {}", path.display()))?),
         None => Trace::default(),
     };
     let signals = Signals::install().context(|| "cannot install signal handlers".into())?;
@@ -60,20 +55,14 @@ pub fn main(args: impl Iterator<Item = OsString>) -> Result<()> {
     let mut session = Session::new(device, Link::new(client), trace);
     let served = serve(&mut session, &signals, options.stats.as_deref());
     session.bus.trace.flush();
-    write_stats(&session, options.stats.as_deref())?;
+    write_stats(&mut session, options.stats.as_deref())?;
     served.and_then(|()| session.device.verdict())
 }
 
 /// Serves until the client goes or a signal ends the process.
-fn serve(
-    session: &mut Session<impl Device>,
-    signals: &Signals,
-    stats: Option<&Path>,
-) -> Result<()> {
+fn serve(session: &mut Session<impl Device>, signals: &Signals, stats: Option<&Path>) -> Result<()> {
     loop {
-        let pause = session
-            .run(signals.wake.as_fd())
-            .context(|| "gpu-model: the connection to the emulator".into())?;
+        let pause = session.run(signals.wake.as_fd()).context(|| "gpu-model: the connection to the emulator".into())?;
         if pause == Pause::Closed || signals.end.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -82,7 +71,7 @@ fn serve(
     }
 }
 
-fn write_stats(session: &Session<impl Device>, path: Option<&Path>) -> Result<()> {
+fn write_stats(session: &mut Session<impl Device>, path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     // A reader of the file never sees half of it.
     let new = path.with_extension("new");
@@ -94,26 +83,16 @@ fn write_stats(session: &Session<impl Device>, path: Option<&Path>) -> Result<()
 fn connect(path: &Path, signals: &Signals) -> Result<Option<UnixStream>> {
     // A socket that a killed process left behind would be in the way.
     let _ = std::fs::remove_file(path);
-    let listener =
-        UnixListener::bind(path).context(|| format!("cannot listen at {}", path.display()))?;
+    let listener = UnixListener::bind(path).context(|| format!("cannot listen at {}", path.display()))?;
     let mut fds = [
         PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(signals.wake.as_fd(), PollFlags::IN),
     ];
     let ready = poll(&mut fds, Some(&CONNECT)).context(|| "cannot wait for the emulator".into())?;
     let client = match fds.map(|fd| !fd.revents().is_empty()) {
-        [true, _] => Some(
-            listener
-                .accept()
-                .context(|| "cannot accept the emulator's connection".into())?
-                .0,
-        ),
+        [true, _] => Some(listener.accept().context(|| "cannot accept the emulator's connection".into())?.0),
         _ if ready == 0 => {
-            let text = format!(
-                "no emulator connected to {} within {} s",
-                path.display(),
-                CONNECT.tv_sec
-            );
+            let text = format!("no emulator connected to {} within {} s", path.display(), CONNECT.tv_sec);
             return Err(Error::new(text));
         }
         _ => None,
@@ -148,3 +127,6 @@ impl Signals {
         while matches!(rustix::io::read(&self.wake, &mut sink), Ok(1..)) {}
     }
 }
+
+#[cfg(test)]
+mod process_tests;

@@ -17,9 +17,8 @@ use super::link::{Link, Message, Received};
 use super::stats::{self, Phases};
 use super::trace::{Access, Trace};
 use super::wire::{
-    Command, DEVICE_FLAGS, DmaMap, DmaUnmap, FLAG_ERROR, FLAG_NO_REPLY, FLAG_REPLY, FLAG_TYPE,
-    HEADER, Header, IRQS, MAX_FDS, MAX_TRANSFER, REGION_CONFIG, REGION_FLAGS, REGIONS,
-    RegionAccess, SetIrqs, u32_at,
+    Command, DEVICE_FLAGS, DmaMap, DmaUnmap, FLAG_ERROR, FLAG_NO_REPLY, FLAG_REPLY, FLAG_TYPE, HEADER, Header, IRQS,
+    MAX_FDS, MAX_TRANSFER, REGION_CONFIG, REGION_FLAGS, REGIONS, RegionAccess, SetIrqs, u32_at,
 };
 
 /// A byte of configuration space without a register of the GPU: what a guest writes there marks a phase of a test.
@@ -67,7 +66,7 @@ pub trait Device {
     /// Runs for a bounded time (tens of microseconds).
     fn run(&mut self, bus: &mut Bus) -> Next;
     /// Its own counters.
-    fn stats(&self) -> Value;
+    fn stats(&mut self) -> Value;
     /// What it has to say at the end.
     ///
     /// # Errors
@@ -104,16 +103,7 @@ type Answer = Result<Vec<u8>, Errno>;
 impl<D: Device> Session<D> {
     /// Serves `device` on `link`.
     pub fn new(device: D, link: Link, trace: Trace) -> Self {
-        Self {
-            device,
-            bus: Bus {
-                trace,
-                ..Bus::default()
-            },
-            link,
-            started: Instant::now(),
-            phases: Phases::default(),
-        }
+        Self { device, bus: Bus { trace, ..Bus::default() }, link, started: Instant::now(), phases: Phases::default() }
     }
 
     /// Serves until the client goes or `control` is readable.
@@ -151,8 +141,9 @@ impl<D: Device> Session<D> {
     }
 
     /// Everything counted so far.
-    pub fn report(&self) -> Value {
-        stats::report(&self.bus, self.device.stats(), &self.phases)
+    pub fn report(&mut self) -> Value {
+        let gpu = self.device.stats();
+        stats::report(&self.bus, gpu, &self.phases)
     }
 
     /// Sets the clock that the device sees.
@@ -171,11 +162,7 @@ impl<D: Device> Session<D> {
 
     /// Carries out one message and answers it unless it wants no answer.
     fn handle(&mut self, message: Message) -> io::Result<()> {
-        let Message {
-            header,
-            payload,
-            files,
-        } = message;
+        let Message { header, payload, files } = message;
         if header.flags & FLAG_TYPE == FLAG_REPLY {
             return Ok(());
         }
@@ -190,13 +177,7 @@ impl<D: Device> Session<D> {
         let mut reply = Vec::with_capacity(HEADER + payload.len());
         let flags = FLAG_REPLY | if error == 0 { 0 } else { FLAG_ERROR };
         let size = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
-        Header {
-            size,
-            flags,
-            error,
-            ..header
-        }
-        .encode(&mut reply);
+        Header { size, flags, error, ..header }.encode(&mut reply);
         reply.extend_from_slice(payload);
         self.link.send(&reply)
     }
@@ -216,9 +197,7 @@ impl<D: Device> Session<D> {
             Command::DeviceGetInfo => Ok(words(&[16, DEVICE_FLAGS, REGIONS, IRQS])),
             Command::DeviceGetRegionInfo => self.region_info(payload),
             Command::DeviceGetIrqInfo => {
-                let index = u32_at(payload, 8)
-                    .filter(|index| *index < IRQS)
-                    .ok_or(Errno::INVAL)?;
+                let index = u32_at(payload, 8).filter(|index| *index < IRQS).ok_or(Errno::INVAL)?;
                 let (flags, count) = Irqs::info(index);
                 Ok(words(&[16, flags, index, count]))
             }
@@ -240,9 +219,7 @@ impl<D: Device> Session<D> {
 
     /// No region can be mapped: QEMU then posts its writes, and the device sees every one of them.
     fn region_info(&self, payload: &[u8]) -> Answer {
-        let index = u32_at(payload, 8)
-            .filter(|index| *index < REGIONS)
-            .ok_or(Errno::INVAL)?;
+        let index = u32_at(payload, 8).filter(|index| *index < REGIONS).ok_or(Errno::INVAL)?;
         let size = self.device.region_size(index);
         let flags = if size == 0 { 0 } else { REGION_FLAGS };
         let mut reply = words(&[32, flags, index, 0]);
@@ -267,13 +244,7 @@ impl<D: Device> Session<D> {
                 REGION_CONFIG => self.device.config_read(offset as u16, buf),
                 bar => self.device.bar_read(bar, offset, buf, &mut self.bus),
             }
-            self.bus.trace.access(
-                self.bus.now,
-                Access::Read,
-                access.region,
-                offset,
-                integer(buf),
-            );
+            self.bus.trace.access(self.bus.now, Access::Read, access.region, offset, integer(buf));
             offset += piece.len() as u64;
         }
         Ok(reply)
@@ -282,26 +253,15 @@ impl<D: Device> Session<D> {
     fn region_write(&mut self, payload: &[u8]) -> Answer {
         let access = RegionAccess::decode(payload).ok_or(Errno::INVAL)?;
         let count = self.checked(access)?;
-        let data = payload
-            .get(RegionAccess::SIZE..)
-            .and_then(|data| data.get(..count))
-            .ok_or(Errno::INVAL)?;
+        let data = payload.get(RegionAccess::SIZE..).and_then(|data| data.get(..count)).ok_or(Errno::INVAL)?;
         let mut offset = access.offset;
         for piece in Pieces::new(offset, count) {
             let Some(buf) = data.get(piece.clone()) else {
                 break;
             };
-            self.bus.trace.access(
-                self.bus.now,
-                Access::Write,
-                access.region,
-                offset,
-                integer(buf),
-            );
+            self.bus.trace.access(self.bus.now, Access::Write, access.region, offset, integer(buf));
             match access.region {
-                REGION_CONFIG if offset == PHASE_MARK && count == 1 => {
-                    self.mark(integer(buf) as u8)
-                }
+                REGION_CONFIG if offset == PHASE_MARK && count == 1 => self.mark(integer(buf) as u8),
                 REGION_CONFIG => self.device.config_write(offset as u16, buf, &mut self.bus),
                 bar => self.device.bar_write(bar, offset, buf, &mut self.bus),
             }
@@ -314,20 +274,15 @@ impl<D: Device> Session<D> {
 
     /// The guest marks a phase: the counters of this moment are kept under its mark.
     fn mark(&mut self, mark: u8) {
-        self.phases.mark(mark, &self.bus, self.device.stats());
+        let gpu = self.device.stats();
+        self.phases.mark(mark, &self.bus, gpu);
     }
 
     /// The size of an access that lies inside a region of the device.
     fn checked(&self, access: RegionAccess) -> Result<usize, Errno> {
         let count = access.count as usize;
-        let end = access
-            .offset
-            .checked_add(u64::from(access.count))
-            .ok_or(Errno::INVAL)?;
-        if access.region >= REGIONS
-            || count > MAX_TRANSFER
-            || end > self.device.region_size(access.region)
-        {
+        let end = access.offset.checked_add(u64::from(access.count)).ok_or(Errno::INVAL)?;
+        if access.region >= REGIONS || count > MAX_TRANSFER || end > self.device.region_size(access.region) {
             return Err(Errno::INVAL);
         }
         Ok(count)
@@ -354,10 +309,7 @@ fn words(words: &[u32]) -> Vec<u8> {
 
 /// The value of up to eight little-endian bytes.
 pub fn integer(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// Cuts a range into naturally aligned pieces of at most eight bytes.
@@ -369,11 +321,7 @@ struct Pieces {
 
 impl Pieces {
     fn new(offset: u64, count: usize) -> Self {
-        Self {
-            offset,
-            done: 0,
-            count,
-        }
+        Self { offset, done: 0, count }
     }
 }
 
@@ -383,9 +331,7 @@ impl Iterator for Pieces {
     fn next(&mut self) -> Option<Self::Item> {
         let left = self.count.checked_sub(self.done).filter(|left| *left > 0)?;
         let alignment = 1 << (self.offset + self.done as u64).trailing_zeros().min(3);
-        let size = [8, 4, 2, 1]
-            .into_iter()
-            .find(|size| *size <= left && *size <= alignment)?;
+        let size = [8, 4, 2, 1].into_iter().find(|size| *size <= left && *size <= alignment)?;
         self.done += size;
         Some(self.done - size..self.done)
     }

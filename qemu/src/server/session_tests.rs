@@ -28,11 +28,7 @@ struct Stub {
 
 impl Stub {
     fn new() -> Self {
-        Self {
-            registers: vec![0; 0x1000],
-            config: vec![0x5a; 256],
-            ..Self::default()
-        }
+        Self { registers: vec![0; 0x1000], config: vec![0x5a; 256], ..Self::default() }
     }
 }
 
@@ -102,7 +98,7 @@ impl Device for Stub {
         Next::Now
     }
 
-    fn stats(&self) -> Value {
+    fn stats(&mut self) -> Value {
         serde_json::json!({ "runs": self.runs })
     }
 }
@@ -140,12 +136,7 @@ fn start() -> Client {
             device: session.device,
         }
     });
-    Client {
-        socket,
-        id: 0,
-        server,
-        control,
-    }
+    Client { socket, id: 0, server, control }
 }
 
 impl Client {
@@ -153,14 +144,7 @@ impl Client {
         self.id += 1;
         let mut bytes = Vec::new();
         let size = (HEADER + payload.len()) as u32;
-        Header {
-            id: self.id,
-            command,
-            size,
-            flags,
-            error: 0,
-        }
-        .encode(&mut bytes);
+        Header { id: self.id, command, size, flags, error: 0 }.encode(&mut bytes);
         bytes.extend_from_slice(payload);
         let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -168,13 +152,7 @@ impl Client {
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         }
-        sendmsg(
-            &self.socket,
-            &[IoSlice::new(&bytes)],
-            &mut control,
-            SendFlags::empty(),
-        )
-        .unwrap();
+        sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
     }
 
     fn reply(&mut self) -> Result<Vec<u8>, u32> {
@@ -185,33 +163,18 @@ impl Client {
         assert_eq!(header.flags & FLAG_TYPE, FLAG_REPLY);
         let mut payload = vec![0; header.size as usize - HEADER];
         self.socket.read_exact(&mut payload).unwrap();
-        if header.flags & FLAG_ERROR != 0 {
-            Err(header.error)
-        } else {
-            Ok(payload)
-        }
+        if header.flags & FLAG_ERROR != 0 { Err(header.error) } else { Ok(payload) }
     }
 
-    fn ask(
-        &mut self,
-        command: u16,
-        payload: &[u8],
-        file: Option<&OwnedFd>,
-    ) -> Result<Vec<u8>, u32> {
+    fn ask(&mut self, command: u16, payload: &[u8], file: Option<&OwnedFd>) -> Result<Vec<u8>, u32> {
         self.send(command, 0, payload, file);
         self.reply()
     }
 
     fn read(&mut self, region: u32, offset: u64, count: u32) -> Result<Vec<u8>, u32> {
         let mut payload = Vec::new();
-        RegionAccess {
-            offset,
-            region,
-            count,
-        }
-        .encode(&mut payload);
-        self.ask(9, &payload, None)
-            .map(|reply| reply[RegionAccess::SIZE..].to_vec())
+        RegionAccess { offset, region, count }.encode(&mut payload);
+        self.ask(9, &payload, None).map(|reply| reply[RegionAccess::SIZE..].to_vec())
     }
 
     fn post(&mut self, offset: u64, data: &[u8]) {
@@ -227,12 +190,7 @@ impl Client {
 
 fn write(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
     let mut payload = Vec::new();
-    RegionAccess {
-        offset,
-        region,
-        count: data.len() as u32,
-    }
-    .encode(&mut payload);
+    RegionAccess { offset, region, count: data.len() as u32 }.encode(&mut payload);
     payload.extend_from_slice(data);
     payload
 }
@@ -254,9 +212,7 @@ const EINVAL: u32 = 22;
 #[test]
 fn version_is_answered_with_zero_and_text() {
     let mut client = start();
-    let reply = client
-        .ask(1, b"\0\0\0\0{\"capabilities\":{}}\0", None)
-        .unwrap();
+    let reply = client.ask(1, b"\0\0\0\0{\"capabilities\":{}}\0", None).unwrap();
     assert_eq!(reply[..4], [0; 4]);
     assert_eq!(reply.last(), Some(&0));
     let text: Value = serde_json::from_slice(&reply[4..reply.len() - 1]).unwrap();
@@ -267,26 +223,13 @@ fn version_is_answered_with_zero_and_text() {
 #[test]
 fn device_region_and_interrupt_information() {
     let mut client = start();
-    assert_eq!(
-        client.ask(4, &words(&[16, 0, 0, 0]), None).unwrap(),
-        words(&[16, 3, 9, 5])
-    );
-    let bar = client
-        .ask(5, &words(&[32, 0, 0, 0, 0, 0, 0, 0]), None)
-        .unwrap();
+    assert_eq!(client.ask(4, &words(&[16, 0, 0, 0]), None).unwrap(), words(&[16, 3, 9, 5]));
+    let bar = client.ask(5, &words(&[32, 0, 0, 0, 0, 0, 0, 0]), None).unwrap();
     assert_eq!(bar, words(&[32, 3, 0, 0, 0x1000, 0, 0, 0]));
-    let rom = client
-        .ask(5, &words(&[32, 0, 6, 0, 0, 0, 0, 0]), None)
-        .unwrap();
+    let rom = client.ask(5, &words(&[32, 0, 6, 0, 0, 0, 0, 0]), None).unwrap();
     assert_eq!(rom, words(&[32, 0, 6, 0, 0, 0, 0, 0]));
-    assert_eq!(
-        client.ask(5, &words(&[32, 0, 9, 0, 0, 0, 0, 0]), None),
-        Err(EINVAL)
-    );
-    assert_eq!(
-        client.ask(7, &words(&[16, 0, 1, 0]), None).unwrap(),
-        words(&[16, 9, 1, 1])
-    );
+    assert_eq!(client.ask(5, &words(&[32, 0, 9, 0, 0, 0, 0, 0]), None), Err(EINVAL));
+    assert_eq!(client.ask(7, &words(&[16, 0, 1, 0]), None).unwrap(), words(&[16, 9, 1, 1]));
     assert_eq!(client.ask(7, &words(&[16, 0, 3, 0]), None).unwrap()[12], 0);
     assert_eq!(client.ask(7, &words(&[16, 0, 5, 0]), None), Err(EINVAL));
 }
@@ -299,21 +242,12 @@ fn reads_see_the_posted_writes_before_them() {
     }
     assert_eq!(client.read(0, 0x10, 4).unwrap(), 999u32.to_le_bytes());
     assert_eq!(client.read(REGION_CONFIG, 2, 2).unwrap(), [0x5a; 2]);
-    assert_eq!(
-        client
-            .ask(10, &write(REGION_CONFIG, 4, &[1]), None)
-            .unwrap()
-            .len(),
-        RegionAccess::SIZE
-    );
+    assert_eq!(client.ask(10, &write(REGION_CONFIG, 4, &[1]), None).unwrap().len(), RegionAccess::SIZE);
     assert_eq!(client.read(REGION_CONFIG, 3, 3).unwrap(), [0x5a, 1, 0x5a]);
     let ended = client.end();
     assert_eq!(ended.pause.unwrap(), Pause::Closed);
     let counters = ended.counters;
-    assert_eq!(
-        (counters.register_writes, counters.register_reads),
-        (1000, 1)
-    );
+    assert_eq!((counters.register_writes, counters.register_reads), (1000, 1));
 }
 
 #[test]
@@ -323,15 +257,7 @@ fn accesses_are_cut_into_aligned_pieces() {
     client.read(0, 0x4, 8).unwrap();
     client.read(0, 0x11, 8).unwrap();
     let ended = client.end();
-    let expected = [
-        (0, 8),
-        (4, 4),
-        (8, 4),
-        (0x11, 1),
-        (0x12, 2),
-        (0x14, 4),
-        (0x18, 1),
-    ];
+    let expected = [(0, 8), (4, 4), (8, 4), (0x11, 1), (0x12, 2), (0x14, 4), (0x18, 1)];
     assert_eq!(ended.device.pieces, expected);
 }
 
@@ -344,12 +270,7 @@ fn accesses_outside_a_region_are_refused() {
     assert_eq!(client.read(77, 0, 4), Err(EINVAL));
     assert_eq!(client.read(0, 0, u32::MAX), Err(EINVAL));
     let mut short = Vec::new();
-    RegionAccess {
-        offset: 0,
-        region: 0,
-        count: 8,
-    }
-    .encode(&mut short);
+    RegionAccess { offset: 0, region: 0, count: 8 }.encode(&mut short);
     assert_eq!(client.ask(10, &short, None), Err(EINVAL));
     assert_eq!(client.ask(9, &[1, 2, 3], None), Err(EINVAL));
     assert_eq!(client.ask(11, &[], None), Err(38));
@@ -362,9 +283,7 @@ fn a_doorbell_moves_memory_and_sends_the_message() {
     let memory = memfd_create("ram", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&memory, 0x10000).unwrap();
     rustix::io::pwrite(&memory, &[1, 2, 3, 4], 0x2000).unwrap();
-    client
-        .ask(2, &dma_map(0x10_0000, 0x10000), Some(&memory))
-        .unwrap();
+    client.ask(2, &dma_map(0x10_0000, 0x10000), Some(&memory)).unwrap();
     let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     client.ask(8, &arm(1), Some(&event)).unwrap();
     client.post(DOORBELL, &0x10_2000u64.to_le_bytes());
@@ -375,11 +294,7 @@ fn a_doorbell_moves_memory_and_sends_the_message() {
     rustix::io::pread(&memory, &mut moved, 0x2004).unwrap();
     assert_eq!(moved, [1, 2, 3, 4]);
     let mut unmap = words(&[24, 0]);
-    unmap.extend(
-        [0x10_0000u64, 0x10000]
-            .iter()
-            .flat_map(|word| word.to_le_bytes()),
-    );
+    unmap.extend([0x10_0000u64, 0x10000].iter().flat_map(|word| word.to_le_bytes()));
     assert_eq!(client.ask(3, &unmap, None).unwrap(), unmap);
     let ended = client.end();
     assert_eq!(ended.dma, (0, 1, 1));
@@ -411,11 +326,7 @@ fn the_devices_deadline_ends_the_sleep() {
     rustix::io::read(&event, &mut [0; 8]).unwrap();
     assert!(asked.elapsed() >= Duration::from_millis(20));
     let ended = client.end();
-    assert!(
-        ended.device.runs < 20,
-        "{} runs: the device was polled",
-        ended.device.runs
-    );
+    assert!(ended.device.runs < 20, "{} runs: the device was polled", ended.device.runs);
 }
 
 #[test]
@@ -434,13 +345,9 @@ fn reset_and_control() {
 #[test]
 fn marks_keep_the_counters_of_their_moment() {
     let mut client = start();
-    client
-        .ask(10, &write(REGION_CONFIG, 0xf0, &[1]), None)
-        .unwrap();
+    client.ask(10, &write(REGION_CONFIG, 0xf0, &[1]), None).unwrap();
     client.post(0, &[9]);
-    client
-        .ask(10, &write(REGION_CONFIG, 0xf0, &[2]), None)
-        .unwrap();
+    client.ask(10, &write(REGION_CONFIG, 0xf0, &[2]), None).unwrap();
     client.post(0, &[9]);
     let report = client.end().report;
     let writes = |phase: &Value| phase["counts"]["register_writes"].as_u64().unwrap();

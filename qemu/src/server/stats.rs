@@ -15,8 +15,7 @@ impl Phases {
     /// Adds a snapshot under the guest's mark.
     pub fn mark(&mut self, mark: u8, bus: &Bus, gpu: Value) {
         if self.0.len() < MAX_PHASES {
-            self.0
-                .push(json!({ "mark": mark, "counts": counts(bus, gpu) }));
+            self.0.push(json!({ "mark": mark, "counts": counts(bus, gpu) }));
         }
     }
 }

@@ -44,10 +44,7 @@ pub struct Trace {
 impl Trace {
     /// Writes every access to `file`: nanoseconds, kind, region, offset, value (hexadecimal).
     pub fn to(file: File) -> Self {
-        Self {
-            file: Some(BufWriter::with_capacity(1 << 20, file)),
-            counters: Counters::default(),
-        }
+        Self { file: Some(BufWriter::with_capacity(1 << 20, file)), counters: Counters::default() }
     }
 
     /// The counts so far.

@@ -126,12 +126,7 @@ pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
 
 fn field(bytes: &[u8], range: Range<usize>) -> Option<u64> {
     let field = bytes.get(range)?;
-    Some(
-        field
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte)),
-    )
+    Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
 /// The payload of DMA_MAP.
@@ -173,11 +168,7 @@ pub struct DmaUnmap {
 impl DmaUnmap {
     /// Decodes a payload; `None` if it is short.
     pub fn decode(payload: &[u8]) -> Option<Self> {
-        Some(Self {
-            flags: u32_at(payload, 4)?,
-            address: u64_at(payload, 8)?,
-            size: u64_at(payload, 16)?,
-        })
+        Some(Self { flags: u32_at(payload, 4)?, address: u64_at(payload, 8)?, size: u64_at(payload, 16)? })
     }
 }
 
@@ -198,11 +189,7 @@ impl RegionAccess {
 
     /// Decodes a payload; `None` if it is short.
     pub fn decode(payload: &[u8]) -> Option<Self> {
-        Some(Self {
-            offset: u64_at(payload, 0)?,
-            region: u32_at(payload, 8)?,
-            count: u32_at(payload, 12)?,
-        })
+        Some(Self { offset: u64_at(payload, 0)?, region: u32_at(payload, 8)?, count: u32_at(payload, 12)? })
     }
 
     /// Appends the descriptor to `out`.
@@ -259,13 +246,7 @@ mod tests {
 
     #[test]
     fn header_survives_a_round_trip() {
-        let header = Header {
-            id: 0xbeef,
-            command: 9,
-            size: 52,
-            flags: FLAG_NO_REPLY,
-            error: 22,
-        };
+        let header = Header { id: 0xbeef, command: 9, size: 52, flags: FLAG_NO_REPLY, error: 22 };
         let mut bytes = Vec::new();
         header.encode(&mut bytes);
         assert_eq!(bytes.len(), HEADER);

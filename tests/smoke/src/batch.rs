@@ -63,11 +63,7 @@ impl Surface {
 
     /// The pitch field: dwords when tiled.
     fn pitch_field(&self) -> u32 {
-        let pitch = if self.tiling == Tiling::Linear {
-            self.pitch
-        } else {
-            self.pitch / 4
-        };
+        let pitch = if self.tiling == Tiling::Linear { self.pitch } else { self.pitch / 4 };
         pitch as u32 & 0xffff
     }
 }
@@ -92,12 +88,7 @@ pub struct Batch(Vec<u32>);
 impl Batch {
     /// Stores a dword.
     pub fn store(self, address: u64, value: u32) -> Self {
-        self.with(&[
-            MI_STORE_DATA_IMM,
-            address as u32,
-            (address >> 32) as u32,
-            value,
-        ])
+        self.with(&[MI_STORE_DATA_IMM, address as u32, (address >> 32) as u32, value])
     }
 
     /// Waits until the dword at `address` is `value`.
@@ -108,31 +99,18 @@ impl Batch {
 
     /// Calls the batch at `address`, which returns here.
     pub fn call(self, address: u64) -> Self {
-        self.with(&[
-            MI_BATCH_BUFFER_START | PPGTT | SECOND_LEVEL,
-            address as u32,
-            (address >> 32) as u32,
-        ])
+        self.with(&[MI_BATCH_BUFFER_START | PPGTT | SECOND_LEVEL, address as u32, (address >> 32) as u32])
     }
 
     /// Goes on at `address`.
     pub fn jump(self, address: u64) -> Self {
-        self.with(&[
-            MI_BATCH_BUFFER_START | PPGTT,
-            address as u32,
-            (address >> 32) as u32,
-        ])
+        self.with(&[MI_BATCH_BUFFER_START | PPGTT, address as u32, (address >> 32) as u32])
     }
 
     /// Stores the engine's timestamp, low half.
     pub fn store_timestamp(self, engine: Engine, address: u64) -> Self {
         let register = engine.base() + TIMESTAMP;
-        self.with(&[
-            MI_STORE_REGISTER_MEM,
-            register,
-            address as u32,
-            (address >> 32) as u32,
-        ])
+        self.with(&[MI_STORE_REGISTER_MEM, register, address as u32, (address >> 32) as u32])
     }
 
     /// Does nothing, often.
@@ -143,11 +121,7 @@ impl Batch {
 
     /// Fills a rectangle.
     pub fn fill(self, to: &Surface, rect: Rect, colour: u32) -> Self {
-        let tiled = if to.tiling == Tiling::Linear {
-            0
-        } else {
-            BLT_DST_TILED
-        };
+        let tiled = if to.tiling == Tiling::Linear { 0 } else { BLT_DST_TILED };
         self.tiling(Tiling::Linear, to.tiling).with(&[
             XY_COLOR_BLT | BLT_WRITE_ALL | tiled,
             BLT_32BPP | ROP_COLOUR | to.pitch_field(),
@@ -161,16 +135,8 @@ impl Batch {
 
     /// Copies what begins at `x`, `y` of `from` to a rectangle of `to`.
     pub fn copy(self, from: &Surface, (x, y): (usize, usize), to: &Surface, rect: Rect) -> Self {
-        let src = if from.tiling == Tiling::Linear {
-            0
-        } else {
-            BLT_SRC_TILED
-        };
-        let dst = if to.tiling == Tiling::Linear {
-            0
-        } else {
-            BLT_DST_TILED
-        };
+        let src = if from.tiling == Tiling::Linear { 0 } else { BLT_SRC_TILED };
+        let dst = if to.tiling == Tiling::Linear { 0 } else { BLT_DST_TILED };
         self.tiling(from.tiling, to.tiling).with(&[
             XY_SRC_COPY_BLT | BLT_WRITE_ALL | src | dst,
             BLT_32BPP | ROP_COPY | to.pitch_field(),
@@ -188,15 +154,7 @@ impl Batch {
     /// Tells the blitter which tiled surfaces are Y-tiled; what runs must end before.
     fn tiling(self, from: Tiling, to: Tiling) -> Self {
         let value = 3 << 16 | u32::from(from == Tiling::Y) | u32::from(to == Tiling::Y) << 1;
-        self.with(&[
-            MI_FLUSH_DW,
-            0,
-            0,
-            0,
-            MI_LOAD_REGISTER_IMM,
-            BCS_SWCTRL,
-            value,
-        ])
+        self.with(&[MI_FLUSH_DW, 0, 0, 0, MI_LOAD_REGISTER_IMM, BCS_SWCTRL, value])
     }
 
     /// The finished commands.
@@ -224,15 +182,8 @@ mod tests {
     #[test]
     fn every_pixel_has_a_dword_of_its_own() {
         for tiling in [Tiling::Linear, Tiling::X, Tiling::Y] {
-            let surface = Surface {
-                address: 0,
-                tiling,
-                pitch: 1024,
-                height: 64,
-            };
-            let mut seen: Vec<usize> = (0..64)
-                .flat_map(|y| (0..256).map(move |x| surface.dword(x, y)))
-                .collect();
+            let surface = Surface { address: 0, tiling, pitch: 1024, height: 64 };
+            let mut seen: Vec<usize> = (0..64).flat_map(|y| (0..256).map(move |x| surface.dword(x, y))).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..256 * 64).collect::<Vec<_>>(), "{tiling:?}");
         }
@@ -240,26 +191,10 @@ mod tests {
 
     #[test]
     fn tiles_are_those_of_the_manual() {
-        let x = Surface {
-            address: 0,
-            tiling: Tiling::X,
-            pitch: 1024,
-            height: 16,
-        };
-        assert_eq!(
-            (x.dword(1, 0), x.dword(0, 1), x.dword(128, 0), x.dword(0, 8)),
-            (1, 128, 1024, 2048)
-        );
-        let y = Surface {
-            address: 0,
-            tiling: Tiling::Y,
-            pitch: 256,
-            height: 64,
-        };
-        assert_eq!(
-            (y.dword(4, 0), y.dword(0, 1), y.dword(32, 0), y.dword(0, 32)),
-            (128, 4, 1024, 2048)
-        );
+        let x = Surface { address: 0, tiling: Tiling::X, pitch: 1024, height: 16 };
+        assert_eq!((x.dword(1, 0), x.dword(0, 1), x.dword(128, 0), x.dword(0, 8)), (1, 128, 1024, 2048));
+        let y = Surface { address: 0, tiling: Tiling::Y, pitch: 256, height: 64 };
+        assert_eq!((y.dword(4, 0), y.dword(0, 1), y.dword(32, 0), y.dword(0, 32)), (128, 4, 1024, 2048));
     }
 
     #[test]

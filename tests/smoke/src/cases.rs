@@ -17,11 +17,7 @@ pub fn told<T>(result: io::Result<T>, doing: &str) -> Result<T, String> {
 
 /// Compares, and says what was found instead.
 pub fn expect(what: &str, found: u32, expected: u32) -> Result<(), String> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(format!("{what} is {found:#x}, not {expected:#x}"))
-    }
+    if found == expected { Ok(()) } else { Err(format!("{what} is {found:#x}, not {expected:#x}")) }
 }
 
 /// A case that runs on any engine.
@@ -42,17 +38,10 @@ pub const CASES: [(&str, Case); 7] = [
 fn store(gpu: &Gpu, engine: Engine) -> Outcome {
     let context = told(gpu.context(engine), "context")?;
     let data = told(gpu.buffer(0x3000), "buffer")?;
-    let commands = Batch::default()
-        .store(data.address + 8, 0x1234_5678)
-        .store(data.address + 0x2ffc, 0x9abc_def0)
-        .end();
+    let commands =
+        Batch::default().store(data.address + 8, 0x1234_5678).store(data.address + 0x2ffc, 0x9abc_def0).end();
     let batch = told(gpu.batch(&commands), "batch")?;
-    told(
-        context
-            .submit(&batch, &[&data])
-            .and_then(|fence| fence.wait()),
-        "submit",
-    )?;
+    told(context.submit(&batch, &[&data]).and_then(|fence| fence.wait()), "submit")?;
     let map = told(data.map(), "map")?;
     for (index, found) in map.read_all().into_iter().enumerate() {
         let expected = match index * 4 {
@@ -72,10 +61,7 @@ fn queued(gpu: &Gpu, engine: Engine) -> Outcome {
     for _ in 1..1000 {
         told(context.submit(&batch, &[]), "submit")?;
     }
-    told(
-        context.submit(&batch, &[]).and_then(|fence| fence.wait()),
-        "the last one",
-    )?;
+    told(context.submit(&batch, &[]).and_then(|fence| fence.wait()), "the last one")?;
     Ok(String::new())
 }
 
@@ -84,10 +70,7 @@ fn waited(gpu: &Gpu, engine: Engine) -> Outcome {
     let context = told(gpu.context(engine), "context")?;
     let batch = told(gpu.batch(&Batch::default().end()), "batch")?;
     for number in 0..300 {
-        told(
-            context.submit(&batch, &[]).and_then(|fence| fence.wait()),
-            &format!("number {number}"),
-        )?;
+        told(context.submit(&batch, &[]).and_then(|fence| fence.wait()), &format!("number {number}"))?;
     }
     Ok(String::new())
 }
@@ -96,11 +79,8 @@ fn waited(gpu: &Gpu, engine: Engine) -> Outcome {
 fn semaphore(gpu: &Gpu, engine: Engine) -> Outcome {
     let context = told(gpu.context(engine), "context")?;
     let data = told(gpu.buffer(4096), "buffer")?;
-    let commands = Batch::default()
-        .store(data.address + 4, 1)
-        .await_equal(data.address, 0x600d)
-        .store(data.address + 8, 2)
-        .end();
+    let commands =
+        Batch::default().store(data.address + 4, 1).await_equal(data.address, 0x600d).store(data.address + 8, 2).end();
     let batch = told(gpu.batch(&commands), "batch")?;
     let map = told(data.map(), "map")?;
     let fence = told(context.submit(&batch, &[&data]), "submit")?;
@@ -124,20 +104,13 @@ fn semaphore(gpu: &Gpu, engine: Engine) -> Outcome {
 fn second_level(gpu: &Gpu, engine: Engine) -> Outcome {
     let context = told(gpu.context(engine), "context")?;
     let data = told(gpu.buffer(4096), "buffer")?;
-    let inner = told(
-        gpu.batch(&Batch::default().store(data.address, 0x11).end()),
-        "inner batch",
-    )?;
-    let commands = Batch::default()
-        .call(inner.address)
-        .store(data.address + 4, 0x22)
-        .end();
+    let inner = told(gpu.batch(&Batch::default().store(data.address, 0x11).end()), "inner batch")?;
+    let commands = Batch::default().call(inner.address).store(data.address + 4, 0x22).end();
     let outer = told(gpu.batch(&commands), "outer batch")?;
     match context.submit(&outer, &[&inner, &data]) {
         // The driver's command parser lets no blitter batch call another: EINVAL or, from 6.1 on, EACCES.
         Err(error)
-            if engine.class == Class::Copy
-                && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) =>
+            if engine.class == Class::Copy && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) =>
         {
             return Ok("the kernel refuses it".into());
         }
@@ -155,10 +128,7 @@ fn fence_order(gpu: &Gpu, engine: Engine) -> Outcome {
     let data = told(gpu.buffer(4096), "buffer")?;
     let map = told(data.map(), "map")?;
     let blocked = |flag: u64| {
-        let commands = Batch::default()
-            .await_equal(data.address + flag, 1)
-            .store(data.address + flag + 4, 1)
-            .end();
+        let commands = Batch::default().await_equal(data.address + flag, 1).store(data.address + flag + 4, 1).end();
         told(gpu.batch(&commands), "batch")
     };
     let (first, second) = (blocked(0)?, blocked(64)?);
@@ -171,14 +141,11 @@ fn fence_order(gpu: &Gpu, engine: Engine) -> Outcome {
     map.set(0, 1);
     let signalled = told(first_fence.signals_within(5000), "first fence")?;
     let busy = told(first.busy(), "busy")?;
-    let overtaken =
-        told(second_fence.signals_within(0), "second fence")? || !told(second.busy(), "busy")?;
+    let overtaken = told(second_fence.signals_within(0), "second fence")? || !told(second.busy(), "busy")?;
     map.set(64, 1);
     told(second_fence.wait(), "second")?;
     match (signalled, busy, overtaken) {
-        (false, ..) => {
-            Err("the first fence did not signal while the second batch was blocked".into())
-        }
+        (false, ..) => Err("the first fence did not signal while the second batch was blocked".into()),
         (_, true, _) => Err("the first batch is busy after its fence has signalled".into()),
         (.., true) => Err("the second batch did not wait".into()),
         _ => Ok(String::new()),
@@ -190,26 +157,15 @@ fn engine_time(gpu: &Gpu, engine: Engine) -> Outcome {
     let context = told(gpu.context(engine), "context")?;
     let data = told(gpu.buffer(4096), "buffer")?;
     for offset in [0, 4] {
-        let commands = Batch::default()
-            .store_timestamp(engine, data.address + offset)
-            .end();
+        let commands = Batch::default().store_timestamp(engine, data.address + offset).end();
         let batch = told(gpu.batch(&commands), "batch")?;
-        told(
-            context
-                .submit(&batch, &[&data])
-                .and_then(|fence| fence.wait()),
-            "submit",
-        )?;
+        told(context.submit(&batch, &[&data]).and_then(|fence| fence.wait()), "submit")?;
         sleep(Duration::from_millis(5));
     }
     let map = told(data.map(), "map")?;
     let moved = map.get(4).wrapping_sub(map.get(0));
     // Five milliseconds at 12 MHz (Gen9), less half for a clock that is read late.
-    if moved > 30_000 {
-        Ok(format!("{moved} ticks"))
-    } else {
-        Err(format!("moved by {moved} ticks in 5 ms"))
-    }
+    if moved > 30_000 { Ok(format!("{moved} ticks")) } else { Err(format!("moved by {moved} ticks in 5 ms")) }
 }
 
 /// The CPU reads the timestamp register through the driver, and it moves.
@@ -217,29 +173,19 @@ pub fn cpu_time(gpu: &Gpu) -> Outcome {
     let before = told(gpu.timestamp(), "read")?;
     sleep(Duration::from_millis(5));
     let moved = told(gpu.timestamp(), "read")?.wrapping_sub(before);
-    if moved > 30_000 {
-        Ok(format!("{moved} ticks"))
-    } else {
-        Err(format!("moved by {moved} ticks in 5 ms"))
-    }
+    if moved > 30_000 { Ok(format!("{moved} ticks")) } else { Err(format!("moved by {moved} ticks in 5 ms")) }
 }
 
 /// What is stored through the aperture is what the kernel reads from memory.
 pub fn aperture(gpu: &Gpu) -> Outcome {
     const SIZE: usize = 64 << 10;
     let data = told(gpu.buffer(SIZE), "buffer")?;
-    let pattern: Vec<u32> = (0..SIZE as u32 / 4)
-        .map(|index| index.wrapping_mul(0x9e37_79b9))
-        .collect();
+    let pattern: Vec<u32> = (0..SIZE as u32 / 4).map(|index| index.wrapping_mul(0x9e37_79b9)).collect();
     let map = told(data.map_gtt(), "aperture map")?;
     map.write_all(&pattern);
     // Stores to a PCI device are posted: a load from it waits for them, as one from memory does not.
     expect("the last dword", map.get(SIZE - 4), pattern[SIZE / 4 - 1])?;
     let mut back = vec![0; pattern.len()];
     told(data.pread(0, &mut back), "pread")?;
-    if back == pattern {
-        Ok(String::new())
-    } else {
-        Err("pread finds other data".into())
-    }
+    if back == pattern { Ok(String::new()) } else { Err("pread finds other data".into()) }
 }

@@ -132,31 +132,19 @@ impl Gpu {
                 continue;
             };
             let mut name = [0u8; 16];
-            let mut version = Version {
-                name_len: name.len() as u64,
-                name: name.as_mut_ptr() as u64,
-                ..Version::default()
-            };
+            let mut version =
+                Version { name_len: name.len() as u64, name: name.as_mut_ptr() as u64, ..Version::default() };
             ioctl(file.as_fd(), &mut version)?;
             if name.starts_with(b"i915\0") {
-                return Ok(Self {
-                    file,
-                    node,
-                    next_address: Cell::new(0x1_0000_0000),
-                });
+                return Ok(Self { file, node, next_address: Cell::new(0x1_0000_0000) });
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "no render node of i915",
-        ))
+        Err(io::Error::new(io::ErrorKind::NotFound, "no render node of i915"))
     }
 
     /// The PCI configuration space of this GPU, as a file.
     pub fn config(&self) -> io::Result<File> {
-        File::options()
-            .write(true)
-            .open(format!("/sys/class/drm/renderD{}/device/config", self.node))
+        File::options().write(true).open(format!("/sys/class/drm/renderD{}/device/config", self.node))
     }
 
     /// The engines that the kernel reports.
@@ -165,57 +153,27 @@ impl Gpu {
         let size = data.len() as u64 * 4;
         // struct drm_i915_query_item: query id, length, flags, address of the data.
         let mut item = [QUERY_ENGINE_INFO, size, data.as_mut_ptr() as u64];
-        ioctl(
-            self.file.as_fd(),
-            &mut Query {
-                count: 1,
-                flags: 0,
-                items: item.as_mut_ptr() as u64,
-            },
-        )?;
+        ioctl(self.file.as_fd(), &mut Query { count: 1, flags: 0, items: item.as_mut_ptr() as u64 })?;
         let length = item[1] as u32 as i32;
         if length < 16 {
             return Err(io::Error::from_raw_os_error(-length.min(-1)));
         }
         // Four dwords of header, the first the count; 14 dwords an engine, the first its class and instance.
         let engine = |entry: &[u32]| {
-            let class = [
-                Class::Render,
-                Class::Copy,
-                Class::Video,
-                Class::VideoEnhance,
-            ];
-            let class = class
-                .into_iter()
-                .find(|class| *class as u32 == entry[0] & 0xffff)?;
-            Some(Engine {
-                class,
-                instance: (entry[0] >> 16) as u16,
-            })
+            let class = [Class::Render, Class::Copy, Class::Video, Class::VideoEnhance];
+            let class = class.into_iter().find(|class| *class as u32 == entry[0] & 0xffff)?;
+            Some(Engine { class, instance: (entry[0] >> 16) as u16 })
         };
-        Ok(data[4..]
-            .chunks_exact(14)
-            .take(data[0] as usize)
-            .filter_map(engine)
-            .collect())
+        Ok(data[4..].chunks_exact(14).take(data[0] as usize).filter_map(engine).collect())
     }
 
     /// A buffer of `size` bytes, zeroed, at a GPU address of its own.
     pub fn buffer(&self, size: usize) -> io::Result<Buffer<'_>> {
-        let mut create = GemCreate {
-            size: size as u64,
-            ..GemCreate::default()
-        };
+        let mut create = GemCreate { size: size as u64, ..GemCreate::default() };
         ioctl(self.file.as_fd(), &mut create)?;
         let address = self.next_address.get();
-        self.next_address
-            .set(address + (size as u64).next_multiple_of(2 << 20));
-        Ok(Buffer {
-            gpu: self,
-            handle: create.handle,
-            size,
-            address,
-        })
+        self.next_address.set(address + (size as u64).next_multiple_of(2 << 20));
+        Ok(Buffer { gpu: self, handle: create.handle, size, address })
     }
 
     /// A buffer that begins with these commands.
@@ -229,35 +187,17 @@ impl Gpu {
     pub fn context(&self, engine: Engine) -> io::Result<Context<'_>> {
         let mut create = ContextCreate::default();
         ioctl(self.file.as_fd(), &mut create)?;
-        let context = Context {
-            gpu: self,
-            id: create.id,
-        };
+        let context = Context { gpu: self, id: create.id };
         // struct i915_context_param_engines: extensions, then class and instance of each engine.
-        let map = [
-            0u32,
-            0,
-            engine.class as u32 | u32::from(engine.instance) << 16,
-        ];
+        let map = [0u32, 0, engine.class as u32 | u32::from(engine.instance) << 16];
         let value = map.as_ptr() as u64;
-        ioctl(
-            self.file.as_fd(),
-            &mut ContextSet {
-                id: create.id,
-                size: 12,
-                param: PARAM_ENGINES,
-                value,
-            },
-        )?;
+        ioctl(self.file.as_fd(), &mut ContextSet { id: create.id, size: 12, param: PARAM_ENGINES, value })?;
         Ok(context)
     }
 
     /// The timestamp register of the render engine, read by the CPU.
     pub fn timestamp(&self) -> io::Result<u64> {
-        let mut read = RegRead {
-            offset: RCS_TIMESTAMP | REG_READ_8B,
-            value: 0,
-        };
+        let mut read = RegRead { offset: RCS_TIMESTAMP | REG_READ_8B, value: 0 };
         ioctl(self.file.as_fd(), &mut read)?;
         Ok(read.value)
     }
@@ -283,73 +223,33 @@ impl Buffer<'_> {
     }
 
     fn map_as(&self, flags: u64, domain: u32) -> io::Result<Map> {
-        let mut offset = MmapOffset {
-            handle: self.handle,
-            flags,
-            ..MmapOffset::default()
-        };
+        let mut offset = MmapOffset { handle: self.handle, flags, ..MmapOffset::default() };
         ioctl(self.gpu.file.as_fd(), &mut offset)?;
         let map = Map::new(self.gpu.file.as_fd(), offset.offset, self.size)?;
-        ioctl(
-            self.gpu.file.as_fd(),
-            &mut SetDomain {
-                handle: self.handle,
-                read: domain,
-                write: domain,
-            },
-        )?;
+        ioctl(self.gpu.file.as_fd(), &mut SetDomain { handle: self.handle, read: domain, write: domain })?;
         Ok(map)
     }
 
     /// Gives it a fence: its aperture map is then linear although the memory is tiled.
     pub fn set_tiling(&self, mode: u32, stride: u32) -> io::Result<()> {
-        ioctl(
-            self.gpu.file.as_fd(),
-            &mut SetTiling {
-                handle: self.handle,
-                mode,
-                stride,
-                swizzle: 0,
-            },
-        )
+        ioctl(self.gpu.file.as_fd(), &mut SetTiling { handle: self.handle, mode, stride, swizzle: 0 })
     }
 
     /// Copies out of it by the kernel.
     pub fn pread(&self, offset: usize, data: &mut [u32]) -> io::Result<()> {
         let (handle, size, data) = (self.handle, data.len() as u64 * 4, data.as_mut_ptr() as u64);
-        ioctl(
-            self.gpu.file.as_fd(),
-            &mut GemPread {
-                handle,
-                pad: 0,
-                offset: offset as u64,
-                size,
-                data,
-            },
-        )
+        ioctl(self.gpu.file.as_fd(), &mut GemPread { handle, pad: 0, offset: offset as u64, size, data })
     }
 
     /// Copies into it by the kernel.
     pub fn pwrite(&self, offset: usize, data: &[u32]) -> io::Result<()> {
         let (handle, size, data) = (self.handle, data.len() as u64 * 4, data.as_ptr() as u64);
-        ioctl(
-            self.gpu.file.as_fd(),
-            &mut GemPwrite {
-                handle,
-                pad: 0,
-                offset: offset as u64,
-                size,
-                data,
-            },
-        )
+        ioctl(self.gpu.file.as_fd(), &mut GemPwrite { handle, pad: 0, offset: offset as u64, size, data })
     }
 
     /// Whether the GPU still uses it.
     pub fn busy(&self) -> io::Result<bool> {
-        let mut busy = GemBusy {
-            handle: self.handle,
-            busy: 0,
-        };
+        let mut busy = GemBusy { handle: self.handle, busy: 0 };
         ioctl(self.gpu.file.as_fd(), &mut busy)?;
         Ok(busy.busy != 0)
     }
@@ -357,13 +257,7 @@ impl Buffer<'_> {
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        let _ = ioctl(
-            self.gpu.file.as_fd(),
-            &mut GemClose {
-                handle: self.handle,
-                pad: 0,
-            },
-        );
+        let _ = ioctl(self.gpu.file.as_fd(), &mut GemClose { handle: self.handle, pad: 0 });
     }
 }
 
@@ -383,11 +277,7 @@ impl Context<'_> {
             ..ExecObject::default()
         };
         let mut objects = vec![object(batch, 0)];
-        objects.extend(
-            others
-                .iter()
-                .map(|buffer| object(buffer, EXEC_OBJECT_WRITE)),
-        );
+        objects.extend(others.iter().map(|buffer| object(buffer, EXEC_OBJECT_WRITE)));
         let mut exec = Execbuffer2 {
             buffers: objects.as_ptr() as u64,
             count: objects.len() as u32,
@@ -397,17 +287,12 @@ impl Context<'_> {
         };
         ioctl(self.gpu.file.as_fd(), &mut exec)?;
         // SAFETY: 1. The kernel has just made this descriptor for us, in the upper half of the field.
-        Ok(Fence(unsafe {
-            OwnedFd::from_raw_fd((exec.fences >> 32) as i32)
-        }))
+        Ok(Fence(unsafe { OwnedFd::from_raw_fd((exec.fences >> 32) as i32) }))
     }
 
     /// How many batches of this context were running when the GPU was reset.
     pub fn resets(&self) -> io::Result<u32> {
-        let mut stats = ResetStats {
-            id: self.id,
-            ..ResetStats::default()
-        };
+        let mut stats = ResetStats { id: self.id, ..ResetStats::default() };
         ioctl(self.gpu.file.as_fd(), &mut stats)?;
         Ok(stats.active)
     }
@@ -415,13 +300,7 @@ impl Context<'_> {
 
 impl Drop for Context<'_> {
     fn drop(&mut self) {
-        let _ = ioctl(
-            self.gpu.file.as_fd(),
-            &mut ContextDestroy {
-                id: self.id,
-                pad: 0,
-            },
-        );
+        let _ = ioctl(self.gpu.file.as_fd(), &mut ContextDestroy { id: self.id, pad: 0 });
     }
 }
 
@@ -438,10 +317,7 @@ impl Fence {
     pub fn wait(&self) -> io::Result<()> {
         match self.signals_within(PATIENCE_MS)? {
             true => Ok(()),
-            false => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the batch did not end",
-            )),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "the batch did not end")),
         }
     }
 }

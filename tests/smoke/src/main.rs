@@ -42,17 +42,8 @@ impl Report {
 
     fn verdict(&self, nonce: &str) -> ExitCode {
         let pass = self.all > 0 && self.passed == self.all;
-        println!(
-            "VERDICT {nonce} {} {}/{}",
-            if pass { "pass" } else { "fail" },
-            self.passed,
-            self.all
-        );
-        if pass {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        println!("VERDICT {nonce} {} {}/{}", if pass { "pass" } else { "fail" }, self.passed, self.all);
+        if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
@@ -62,20 +53,12 @@ fn main() -> ExitCode {
     let number = |text: &str| text.parse::<u32>().ok();
     let mut report = Report::default();
     let done = match words[..] {
-        ["load", seconds] => {
-            number(seconds).map(|seconds| modes::load(&mut report, seconds, "bcs0"))
-        }
-        ["load", seconds, engine] => {
-            number(seconds).map(|seconds| modes::load(&mut report, seconds, engine))
-        }
-        ["hang", engine, count] => {
-            number(count).map(|count| modes::hang(&mut report, engine, count))
-        }
+        ["load", seconds] => number(seconds).map(|seconds| modes::load(&mut report, seconds, "bcs0")),
+        ["load", seconds, engine] => number(seconds).map(|seconds| modes::load(&mut report, seconds, engine)),
+        ["hang", engine, count] => number(count).map(|count| modes::hang(&mut report, engine, count)),
         ["hang-once"] => Some(modes::hang_once(&mut report)),
         ["bench", count] => number(count).map(|count| modes::bench(&mut report, count, "rcs0")),
-        ["bench", count, engine] => {
-            number(count).map(|count| modes::bench(&mut report, count, engine))
-        }
+        ["bench", count, engine] => number(count).map(|count| modes::bench(&mut report, count, engine)),
         ["remap", count] => number(count).map(|count| modes::remap(&mut report, count)),
         [_nonce] => Some(all(&mut report)),
         _ => None,
@@ -103,9 +86,7 @@ fn all(report: &mut Report) -> Result<(), String> {
         }
     }
     for engine in engines.iter().filter(|engine| engine.class == Class::Copy) {
-        blit::all(&gpu, *engine, |name, outcome| {
-            report.case(name, engine, outcome)
-        });
+        blit::all(&gpu, *engine, |name, outcome| report.case(name, engine, outcome));
     }
     report.case("aperture", "gpu", cases::aperture(&gpu));
     report.case("cpu-time", "gpu", cases::cpu_time(&gpu));

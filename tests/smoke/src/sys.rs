@@ -22,13 +22,7 @@ pub fn ioctl<T: Request>(file: BorrowedFd<'_>, argument: &mut T) -> io::Result<(
     loop {
         // SAFETY: 1. By the contract of `Request`, the kernel reads and writes exactly `T`, and what it points at.
         // 2. `argument` is exclusive and lives through the call.
-        let result = unsafe {
-            libc::ioctl(
-                file.as_raw_fd(),
-                libc::c_ulong::from(T::NUMBER),
-                &raw mut *argument,
-            )
-        };
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::c_ulong::from(T::NUMBER), &raw mut *argument) };
         if result == 0 {
             return Ok(());
         }
@@ -41,11 +35,7 @@ pub fn ioctl<T: Request>(file: BorrowedFd<'_>, argument: &mut T) -> io::Result<(
 
 /// Waits until `file` is readable; false when `milliseconds` have passed.
 pub fn readable(file: BorrowedFd<'_>, milliseconds: i32) -> io::Result<bool> {
-    let mut entry = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut entry = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: 1. One entry, exclusive, alive through the call.
     match unsafe { libc::poll(&raw mut entry, 1, milliseconds) } {
         -1 => Err(io::Error::last_os_error()),
@@ -65,16 +55,8 @@ impl Map {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let offset = i64::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: 1. No MAP_FIXED: the kernel chooses an unused range. 2. Failure is checked below.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size,
-                access,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                offset,
-            )
-        };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_SHARED, file.as_raw_fd(), offset) };
         match NonNull::new(base.cast()) {
             Some(start) if base != libc::MAP_FAILED => Ok(Self { base: start, size }),
             _ => Err(io::Error::last_os_error()),
@@ -95,10 +77,7 @@ impl Map {
 
     /// All of it.
     pub fn read_all(&self) -> Vec<u32> {
-        (0..self.size)
-            .step_by(4)
-            .map(|offset| self.get(offset))
-            .collect()
+        (0..self.size).step_by(4).map(|offset| self.get(offset)).collect()
     }
 
     /// Stores all of it.
@@ -109,10 +88,7 @@ impl Map {
     }
 
     fn at(&self, offset: usize) -> *mut u32 {
-        assert!(
-            offset.is_multiple_of(4) && offset + 4 <= self.size,
-            "offset {offset:#x} outside the map"
-        );
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.size, "offset {offset:#x} outside the map");
         self.base.as_ptr().wrapping_add(offset).cast()
     }
 }
