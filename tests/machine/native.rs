@@ -104,6 +104,19 @@ fn smoke_on_two_cpus() {
     smoke_passes(KernelKind::V6_1, "native-smp", &["--profile", "skl,gt3,display,late-save"], 2);
 }
 
+/// The interrupt line instead of messages.
+#[test]
+fn smoke_on_the_interrupt_line() {
+    let kernel = kernel(KernelKind::V6_12);
+    let machine = machine("native-intx", &kernel, "smoke bench 50\ncat /proc/interrupts\npoweroff -f", &[]);
+    let outcome = machine.arguments(&format!("{ARGUMENTS} pci=nomsi")).run(LIMIT).expect("the machine runs");
+    powered_off(&outcome);
+    passed(&outcome, "bench");
+    quiet(&outcome, &[]);
+    let line = outcome.serial.lines().find(|line| line.contains("i915") && line.contains("IO-APIC"));
+    assert!(line.is_some(), "i915 does not use the interrupt line");
+}
+
 /// A batch that never ends is reset on every engine, and the next one passes.
 #[test]
 fn a_hung_batch_is_reset() {
