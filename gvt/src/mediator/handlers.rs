@@ -9,7 +9,7 @@ use crate::report::Cause;
 use crate::trace::Note;
 use crate::vgpu::registers::Handler;
 use crate::vgpu::{Vgpu, pvinfo as pvinfo_page};
-use gvt_defs::reg::{forcewake, pcode};
+use gvt_defs::reg::{display, forcewake, pcode};
 use gvt_defs::{Engine, EngineMask, GgttAddr, Gpa, Nanos, masked, pvinfo, reg, ring};
 
 impl<W: Hw> Gvt<W> {
@@ -20,6 +20,7 @@ impl<W: Hw> Gvt<W> {
             Handler::Ring | Handler::Live => self.read_live(index, offset),
             Handler::ExeclistStatus => self.read_execlist_status(index, offset),
             Handler::EngineTlb => self.read_tlb(index, offset),
+            Handler::PowerWell => self.vgpu(index).map_or(0, |vgpu| power_well(vgpu, offset)),
             Handler::RpStat => self.vgpu(index).map_or(0, |vgpu| vgpu.file.get(reg::RPNSWREQ) & 0xFF80_0000),
             _ => self.vgpu(index).map_or(0, |vgpu| vgpu.file.get(offset)),
         }
@@ -260,6 +261,11 @@ fn write_local(vgpu: &mut Vgpu, handler: Handler, piece: Piece) {
                 answer_pcode(vgpu, value & 0xFF);
             }
         }
+        Handler::PowerWell => vgpu.file.set(piece.offset, merge(old, piece)),
+        Handler::Granted => {
+            let request = merge(old, piece) & !GRANTED;
+            vgpu.file.set(piece.offset, request | (request >> 1 & GRANTED));
+        }
         Handler::GucStatus
         | Handler::Ring
         | Handler::Live
@@ -268,6 +274,19 @@ fn write_local(vgpu: &mut Vgpu, handler: Handler, piece: Piece) {
         | Handler::RpStat => {}
         _ => debug_assert!(false, "a handler without behaviour"),
     }
+}
+
+/// The answer to a request in bit 31.
+const GRANTED: u32 = 1 << 30;
+/// Request bits of the power well registers; the state of each well is one bit lower.
+const WELL_REQUESTS: u32 = 0xAAAA_AAAA;
+
+/// A power well register: its own requests, and the state that all four together make. There is no display: a driver
+/// that switches wells all the same must see them obey.
+fn power_well(vgpu: &Vgpu, offset: u32) -> u32 {
+    let wells = (0..display::PWR_WELL_CTLS).map(|i| vgpu.file.get(display::PWR_WELL_CTL1 + 4 * i));
+    let requests = wells.fold(0, |all, well| all | well & WELL_REQUESTS);
+    vgpu.file.get(offset) & WELL_REQUESTS | requests >> 1
 }
 
 /// Answers a PCODE command at once (spec/gen9.md B.9). Success, whatever was asked.

@@ -53,6 +53,10 @@ pub(crate) enum Handler {
     Fence,
     IrqMaster,
     IrqBank,
+    /// PWR_WELL_CTL1..4: what is requested in any of them is granted, and seen in all.
+    PowerWell,
+    /// Request in bit 31, answer in bit 30: PLLs, the display buffer.
+    Granted,
     Pvinfo,
 }
 
@@ -91,7 +95,7 @@ pub(crate) const ENGINE_ROWS: [Row; 24] = [
 ];
 
 /// Exceptions among registers that exist once; sorted.
-pub(crate) const GLOBAL_ROWS: [Row; 45] = [
+pub(crate) const GLOBAL_ROWS: [Row; 48] = [
     (forcewake::RENDER_ACK, forcewake::RENDER_ACK, ReadOnly),
     (forcewake::MEDIA_ACK, forcewake::MEDIA_ACK, ReadOnly),
     (0x4260, reg::GUC_TLB_INVALIDATE, Handled(H::EngineTlb)),
@@ -118,6 +122,9 @@ pub(crate) const GLOBAL_ROWS: [Row; 45] = [
     (irq::DE_PORT, irq::DE_PORT + 0xC, Handled(H::IrqBank)),
     (irq::DE_MISC, irq::DE_MISC + 0xC, Handled(H::IrqBank)),
     (irq::PCU, irq::PCU + 0xC, Handled(H::IrqBank)),
+    (display::DBUF_CTL, display::DBUF_CTL, Handled(H::Granted)),
+    (display::PWR_WELL_CTL1, display::PWR_WELL_CTL1 + 0xC, Handled(H::PowerWell)),
+    (display::LCPLL1_CTL, display::LCPLL2_CTL, Handled(H::Granted)),
     (display::DFSM, display::DSSM, ReadOnly),
     (display::PSR_IIR, display::PSR_IIR, WriteOneToClear),
     (0x7_0000, 0x7_0000, ReadOnly),

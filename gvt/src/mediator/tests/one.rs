@@ -331,6 +331,22 @@ fn display_is_absent_and_guc_sleeps() {
 }
 
 #[test]
+fn wells_and_plls_obey() {
+    let (mut m, mut d) = start();
+    d.write(&mut m, 0x45400, 1 << 29);
+    d.write(&mut m, 0x45404, 1 << 31 | 1 << 1);
+    assert_eq!(d.read(&mut m, 0x45404), 1 << 31 | 1 << 30 | 1 << 28 | 3);
+    d.write(&mut m, 0x45404, 0);
+    assert_eq!(d.read(&mut m, 0x45404), 1 << 28);
+    for offset in [0x45008, 0x46010] {
+        d.write(&mut m, offset, 1 << 31);
+        assert_eq!(d.read(&mut m, offset), 3 << 30);
+        d.write(&mut m, offset, 0);
+        assert_eq!(d.read(&mut m, offset), 0);
+    }
+}
+
+#[test]
 fn odd_accesses_are_harmless() {
     let (mut m, d) = start();
     let now = m.now();
