@@ -98,17 +98,40 @@ impl<W: Hw> Gvt<W> {
         if virt.failed {
             // Like an engine that hangs: it takes the list and does nothing.
             virt.pending = Some(list);
-        } else if first.same_context(active.current()) && !first.force_restore() {
+        } else if first.same_context(active.current())
+            && !(first.force_restore() && self.tail_went_back(host, index, engine))
+        {
+            let Some(vgpu) = self.vgpu_mut(index) else { return };
+            let virt = vgpu.engines.get_mut(engine);
             virt.active = Some(list);
             let status = CsbEntry::LITE_RESTORE | CsbEntry::PREEMPTED;
             self.tell(host, index, engine, CsbEntry { status, id: first.id() }, now);
             self.follow_tail(host, index, engine, now);
         } else {
+            let Some(vgpu) = self.vgpu_mut(index) else { return };
+            let virt = vgpu.engines.get_mut(engine);
             virt.pending = Some(list);
             if virt.waiting() {
                 self.give_way(host, index, engine, now);
             }
         }
+    }
+
+    /// Whether the tail of the context that is active lies before what was copied of its ring. Drivers ask for a full
+    /// restore then, and also where it has not moved; the latter needs no more than any new tail does.
+    fn tail_went_back(&mut self, host: &mut dyn Host, index: usize, engine: Engine) -> bool {
+        let Some(vgpu) = self.vgpu(index) else { return false };
+        let virt = vgpu.engines.get(engine);
+        let Some(work) = &virt.work else { return false };
+        let Some(shadow) = virt.slot(work.slot) else { return false };
+        let at = shadow.lrca.0.wrapping_add(context::REGISTER_PAGE + 4 * context::value::RING_TAIL as u32);
+        let mut tail = [0];
+        if !read_dwords(host, &vgpu.gtt, GgttAddr(at), &mut tail) {
+            return true;
+        }
+        let [tail] = tail;
+        let (_, bytes) = shadow.guest_ring;
+        tail.wrapping_sub(work.tail) & bytes.wrapping_sub(1) > bytes / 2
     }
 
     /// A vGPU that had nothing to do does not save up time.

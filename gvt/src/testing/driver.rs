@@ -352,6 +352,15 @@ impl Driver {
 
     /// Writes the tails and ELSP.
     pub fn submit(&mut self, m: &mut Machine, contexts: &[&Context]) {
+        self.submit_with(m, contexts, 0);
+    }
+
+    /// The same with "force restore" for the first context.
+    pub fn submit_forced(&mut self, m: &mut Machine, contexts: &[&Context]) {
+        self.submit_with(m, contexts, Descriptor::FORCE_RESTORE as u32);
+    }
+
+    fn submit_with(&mut self, m: &mut Machine, contexts: &[&Context], flags: u32) {
         let engine = contexts[0].engine;
         let port = self.ports.get_mut(&engine).unwrap();
         assert!(port.pending.is_none(), "a driver waits until its last submission is seen to start");
@@ -361,7 +370,7 @@ impl Driver {
         }
         let descriptor = |i: usize| contexts.get(i).map_or(Descriptor(0), |c| Descriptor::new(c.lrca, c.id));
         let (first, second) = (descriptor(0), descriptor(1));
-        for dword in [second.id(), second.low(), first.id(), first.low()] {
+        for dword in [second.id(), second.low(), first.id(), first.low() | flags] {
             self.write(m, engine.base() + ring::ELSP, dword);
         }
     }

@@ -131,6 +131,29 @@ fn another_context_preempts_and_the_first_one_resumes() {
     );
 }
 
+/// i915 sets "force restore" when it submits a context again whose tail has not moved, with another one behind it
+/// (its heartbeat does that to a batch that takes long).
+#[test]
+fn the_same_context_submitted_again_in_mid_batch_goes_on() {
+    for engine in ENGINES {
+        let (mut m, mut d) = start();
+        let mut a = d.context(&mut m, engine);
+        let mut b = d.context(&mut m, engine);
+        let flag = batch::spin_until_released(&mut d, &mut m, &a, BATCH);
+        d.emit(&mut m, &mut a, &Driver::batch_start(BATCH));
+        d.submit(&mut m, &[&a]);
+        assert!(d.run_until(&mut m, 3_000_000, |d, _| d.ready(engine)));
+        d.emit(&mut m, &mut b, &[]);
+        d.submit_forced(&mut m, &[&a, &b]);
+        assert!(d.run_until(&mut m, 3_000_000, |d, _| d.ready(engine)), "{engine:?}");
+        assert_eq!((d.stored(&m, &a), d.stored(&m, &b)), (0, 0));
+        m.host.guest_write32(d.vm, flag, 1);
+        assert!(d.run_until(&mut m, 10_000_000, |d, _| d.idle(engine)), "{engine:?} {:?}", m.gvt.take_report());
+        assert_eq!((d.stored(&m, &a), d.stored(&m, &b)), (1, 1));
+        assert_eq!(m.gvt.take_report(), None);
+    }
+}
+
 #[test]
 fn images_go_back_to_the_guest_as_on_hardware() {
     for save in [Save::Prompt, Save::Late] {
