@@ -55,10 +55,21 @@ impl Bundle {
 
 /// The kernels, initrds and firmware that a configuration names.
 pub fn named_files(config: &str) -> Result<Vec<String>> {
-    let table: toml::Table = config.parse().map_err(|e: toml::de::Error| Error::new(one_line(&e.to_string())))?;
-    let vms = table.get("vm").and_then(toml::Value::as_array).map_or(&[][..], Vec::as_slice);
     let name = |vm: &toml::Value, key: &str| vm.get(key)?.as_str().map(String::from);
-    Ok(vms.iter().flat_map(|vm| ["kernel", "initrd", "firmware"].map(|key| name(vm, key))).flatten().collect())
+    Ok(vms(config)?.iter().flat_map(|vm| ["kernel", "initrd", "firmware"].map(|key| name(vm, key))).flatten().collect())
+}
+
+/// How many guests a configuration has.
+pub fn guests(config: &str) -> Result<usize> {
+    vms(config).map(|vms| vms.len())
+}
+
+fn vms(config: &str) -> Result<Vec<toml::Value>> {
+    let mut table: toml::Table = config.parse().map_err(|e: toml::de::Error| Error::new(one_line(&e.to_string())))?;
+    match table.remove("vm") {
+        Some(toml::Value::Array(vms)) => Ok(vms),
+        _ => Ok(Vec::new()),
+    }
 }
 
 fn one_line(text: &str) -> String {

@@ -14,6 +14,9 @@ use crate::machine::{Outcome, Running};
 /// Ctrl-]: Prism's console takes what follows as a command, and so do we for one letter.
 const ESCAPE: u8 = 0x1d;
 
+/// Prism's monitor, and its command that prints all counts.
+const COUNTS: &[u8] = b"mstats\r";
+
 /// Connects the terminal until the machine or the user ends the run, or `limit` has passed.
 pub fn attach(mut machine: Running, limit: Duration) -> Result<Outcome> {
     let raw = Raw::enter();
@@ -25,6 +28,10 @@ pub fn attach(mut machine: Running, limit: Duration) -> Result<Outcome> {
     let deadline = Instant::now() + limit;
     while machine.is_alive() && !quit.load(Ordering::Relaxed) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
+    }
+    if quit.load(Ordering::Relaxed) {
+        machine.hush();
+        machine.settle(Duration::from_millis(300), Duration::from_secs(3));
     }
     // One that ended by itself has its status collected at once; another is killed.
     let outcome = machine.wait(Duration::ZERO);
@@ -39,6 +46,8 @@ fn forward(mut input: ChildStdin, quit: &AtomicBool) {
     let mut stdin = std::io::stdin().lock();
     while let Ok(1) = stdin.read(&mut byte) {
         if escaped && byte == [b'q'] {
+            // Ctrl-] has been sent: `m` makes it the monitor's, which is asked for the counts of the final table.
+            let _ = input.write_all(COUNTS).and_then(|()| input.flush());
             quit.store(true, Ordering::Relaxed);
             return;
         }

@@ -1,6 +1,7 @@
 //! Machines: an emulator, the software GPU beside it, a serial line, and how the run ended.
 
 mod command;
+mod display;
 mod process;
 
 use std::path::{Path, PathBuf};

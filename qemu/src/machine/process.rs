@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use super::display::Display;
 use super::{Gpu, Machine, Show, command};
 use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
 use crate::lock::Lock;
@@ -61,6 +63,8 @@ pub struct Running {
 struct Serial {
     state: Mutex<SerialState>,
     changed: Condvar,
+    /// Set when the user is to see no more of it.
+    hushed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +140,24 @@ impl Running {
                 return Err(Error::new(format!("{why} before \"{text}\" came; see {}", log.display())));
             }
             state = self.serial.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Shows the user no more of the serial line; it is still kept.
+    pub fn hush(&self) {
+        self.serial.hushed.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until nothing has come over the serial line for `pause`, for `limit` at most.
+    pub fn settle(&self, pause: Duration, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut before = None;
+        while Instant::now() < deadline {
+            let now = self.serial.lock().bytes.len();
+            if before.replace(now) == Some(now) {
+                return;
+            }
+            std::thread::sleep(pause);
         }
     }
 
@@ -293,12 +315,13 @@ struct Pipes {
 /// Reads the serial line to its end, into the log and to whoever waits.
 fn collect(pipes: &mut Pipes, serial: &Serial, mut file: File, show: Show) {
     let mut buffer = [0; 4096];
+    let mut display = Display::default();
     while let Some(Ok(count @ 1..)) = pipes.stdout.as_mut().map(|pipe| pipe.read(&mut buffer)) {
         let fresh = &buffer[..count];
         let _ = file.write_all(fresh);
-        if show == Show::Serial {
+        if show == Show::Serial && !serial.hushed.load(Ordering::Relaxed) {
             let mut out = std::io::stdout().lock();
-            let _ = out.write_all(fresh).and_then(|()| out.flush());
+            let _ = out.write_all(&display.show(fresh)).and_then(|()| out.flush());
         }
         serial.lock().bytes.extend(fresh);
         serial.changed.notify_all();

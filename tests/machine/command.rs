@@ -1,0 +1,37 @@
+//! What a user types, as typed.
+
+use std::process::{Command, Output};
+
+fn cargo_run(arguments: &[&str]) -> Output {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    // Cargo tells a test about its package; a user's shell does not.
+    command.current_dir(qemu::paths::workspace()).env_remove("CARGO_MANIFEST_DIR");
+    command.args(["run", "--quiet", "--"]).args(arguments).output().unwrap()
+}
+
+#[test]
+fn help_lists_machines_guests_and_options() {
+    let out = cargo_run(&["--help"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for word in ["svm-tcg", "native", "--once", "--config", "6.12", "provision", "Ctrl-] m"] {
+        assert!(text.contains(word), "{word} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn mistakes_end_in_one_line_that_names_them() {
+    let cases: [(&[&str], &str); 4] = [
+        (&["--config", "/nowhere/p.toml"], "/nowhere/p.toml"),
+        (&["--machine", "vax"], "vax"),
+        (&["provision", "coffee"], "coffee"),
+        (&["--frobnicate"], "--frobnicate"),
+    ];
+    for (arguments, named) in cases {
+        let out = cargo_run(arguments);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{text}");
+        assert!(text.trim().lines().count() == 1 && text.contains(named), "{text}");
+    }
+}
