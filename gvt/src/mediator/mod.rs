@@ -1,6 +1,7 @@
 //! The mediator itself: every input of the state machine (design D5), and the parts it is made of.
 
 mod access;
+mod desk;
 mod handlers;
 mod lifecycle;
 mod query;
@@ -233,8 +234,8 @@ impl<W: Hw> Gvt<W> {
 impl Scratch {
     fn new() -> Self {
         Self {
-            image: Vec::with_capacity(submit::IMAGE_DWORDS),
-            ring: Vec::with_capacity(submit::RING_DWORDS),
+            image: Vec::with_capacity(desk::IMAGE_DWORDS),
+            ring: Vec::with_capacity(desk::RING_DWORDS),
             arena: Vec::new(),
         }
     }

@@ -1,0 +1,589 @@
+//! Preparing a context: what the guest refers to is copied once, the copy is audited, and the copy is what runs
+//! (design D7).
+
+use super::{POOL_SHARE, Scratch};
+use crate::audit::{Audit, AuditFault, ContextRegisters, Reason, Source, Summary};
+use crate::gpu::pool::{Block, Pool};
+use crate::gpu::{Counted, Flushed, Gpu};
+use crate::gtt::{Gtt, Pin};
+use crate::host::{Host, NoFrame, VmId};
+use crate::hw::Hw;
+use crate::vgpu::Vgpu;
+use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
+use crate::vgpu::execlist::{Fit, Place, SLOTS, Work};
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS};
+use gvt_defs::execlist::{Addressing, Descriptor};
+use gvt_defs::{Engine, GgttAddr, Gpa, Hpa, PpgttAddr};
+
+/// Dwords of the largest context image, page 0 left out.
+pub(super) const IMAGE_DWORDS: usize = (IMAGE_PAGES - 1) * DWORDS;
+/// Dwords of ring that one submission may bring: more than any driver's ring holds.
+pub(super) const RING_DWORDS: usize = 512 * 1024 / 4;
+/// Pages of an arena: first size, and the largest.
+const ARENA_PAGES: u32 = 16;
+const ARENA_PAGES_MAX: u32 = 1024;
+/// Calls of `acquire` before the work left is taken as it is (parts then lead to scratch until the next sync).
+const ACQUIRES: u32 = 8;
+
+/// Why a submission is refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refusal {
+    Malformed(&'static str),
+    Audit(AuditFault),
+    NoRoom,
+}
+
+impl From<NoFrame> for Refusal {
+    fn from(NoFrame: NoFrame) -> Self {
+        Self::NoRoom
+    }
+}
+
+impl From<AuditFault> for Refusal {
+    fn from(fault: AuditFault) -> Self {
+        Self::Audit(fault)
+    }
+}
+
+/// Register writes that commands make and the register file must know.
+pub(super) type Mirrored = Vec<(u32, u32)>;
+
+/// The pieces of a ring between head and tail: first and one-past-last byte offset.
+type Pieces = [(u32, u32); 2];
+
+/// Invalidates the TLBs of the engines that a vGPU owns; others were flushed when they went to somebody else.
+pub(super) fn flush_owned<W: Hw>(gpu: &mut Gpu<W>, vgpu: &mut Vgpu, index: usize, host: &mut dyn Host) {
+    let generation = vgpu.gtt.ppgtt.generation();
+    for engine in Engine::ALL {
+        if gpu.engines.get(engine).owner == Some(index) {
+            vgpu.stats.tlb_flushes += 1;
+            if gpu.flush_tlb(engine) == Flushed::Stuck {
+                return;
+            }
+        }
+    }
+    vgpu.gtt.ppgtt.flushed(host, generation);
+}
+
+/// All that preparing a context needs.
+pub(super) struct Desk<'a, W> {
+    pub(super) gpu: &'a mut Gpu<W>,
+    pub(super) vgpu: &'a mut Vgpu,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) registers: &'a ContextRegisters,
+    pub(super) host: &'a mut dyn Host,
+    pub(super) index: usize,
+    pub(super) engine: Engine,
+}
+
+/// Whether another try follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Last,
+}
+
+/// What a workaround buffer turned into.
+#[derive(Clone, Copy, Default)]
+struct Buffers {
+    per_context: u32,
+    indirect: u32,
+}
+
+impl<W: Hw> Desk<'_, W> {
+    /// Copies, audits and redirects a context; it waits for the hardware then.
+    pub(super) fn prepare(&mut self, descriptor: Descriptor) -> Result<Mirrored, Refusal> {
+        if descriptor.addressing() != Addressing::Legacy64 {
+            return Err(Refusal::Malformed("its context does not use four-level page tables"));
+        }
+        let lrca = descriptor.lrca();
+        let pages = self.engine.info().context_pages;
+        if !self.vgpu.partition.holds(lrca, pages * 4096) {
+            return Err(Refusal::Malformed("its context image lies outside the vGPU's graphics memory"));
+        }
+        let mut page = [0u32; DWORDS];
+        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), &mut page)?;
+        let part = RingPart::parse(self.engine, &page).map_err(Refusal::Malformed)?;
+        if !self.vgpu.partition.holds(part.start, part.bytes) {
+            return Err(Refusal::Malformed("its ring lies outside the vGPU's graphics memory"));
+        }
+        let slot = self.take_slot(lrca, &page)?;
+        self.fit_ring(slot, &part)?;
+        let (pin, mirrored) = self.build(slot, &part)?;
+        self.vgpu.engines.get_mut(self.engine).preparing = None;
+        let work = Work { slot, pin, tail: part.tail, place: Place::Waiting, resubmit: false, prepare_again: false };
+        self.vgpu.engines.get_mut(self.engine).work = Some(work);
+        Ok(mirrored)
+    }
+
+    /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
+    fn build(&mut self, slot: usize, part: &RingPart) -> Result<(Pin, Mirrored), Refusal> {
+        if let Some(shadow) = self.slot_mut(slot) {
+            shadow.arena_used = 0;
+        }
+        let (root, pin) = self.acquire(part.pml4);
+        let built = self.copy_ring(slot, part.pml4, (part.head, part.tail)).and_then(|mirrored| {
+            let buffers = self.copy_buffers(slot, part)?;
+            let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
+            let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
+            let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
+            let mut page = [0u32; RING_CONTEXT_DWORDS];
+            shadow.image.read(self.host, context::REGISTER_PAGE, &mut page);
+            build_ring_part(self.engine, part, to, &mut page);
+            shadow.image.write(self.host, context::REGISTER_PAGE, &page);
+            Ok(mirrored)
+        });
+        match built {
+            Ok(mirrored) => Ok((pin, mirrored)),
+            Err(refusal) => {
+                self.vgpu.gtt.ppgtt.release(self.host, pin);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Follows the tail of the context that is active.
+    pub(super) fn extend(&mut self) -> Result<Mirrored, Refusal> {
+        let virt = self.vgpu.engines.get(self.engine);
+        let Some(work) = &virt.work else { return Ok(Mirrored::new()) };
+        let (slot, from) = (work.slot, work.tail);
+        let Some(shadow) = virt.slot(slot) else { return Ok(Mirrored::new()) };
+        let lrca = shadow.lrca;
+        let mut page = [0u32; RING_CONTEXT_DWORDS];
+        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), &mut page)?;
+        let part = RingPart::parse(self.engine, &page).map_err(Refusal::Malformed)?;
+        let same_ring = self.slot_mut(slot).is_some_and(|shadow| shadow.guest_ring == (part.start, part.bytes));
+        if !same_ring {
+            return Err(Refusal::Malformed("its ring moved while it ran"));
+        }
+        if part.tail == from {
+            return Ok(Mirrored::new());
+        }
+        let mirrored = match self.copy_ring(slot, part.pml4, (from, part.tail)) {
+            Ok(mirrored) => mirrored,
+            // No room beside what is running: from the start again, once that is done.
+            Err(Refusal::NoRoom) => {
+                if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
+                    work.prepare_again = true;
+                }
+                return Ok(Mirrored::new());
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        let virt = self.vgpu.engines.get_mut(self.engine);
+        if let Some(shadow) = virt.slots.get(slot).and_then(Option::as_ref) {
+            shadow.set_tail(self.host, part.tail);
+        }
+        if let Some(work) = &mut virt.work {
+            work.tail = part.tail;
+            work.resubmit = work.place == Place::Hardware;
+        }
+        Ok(mirrored)
+    }
+
+    /// Takes pages of the mediator's space within the vGPU's share; contexts that nobody needs make room.
+    fn alloc(&mut self, pages: u32) -> Result<Block, NoFrame> {
+        for attempt in [Attempt::First, Attempt::Last] {
+            if self.vgpu.pool_pages + pages <= POOL_SHARE
+                && let Ok(block) = self.gpu.pool.alloc(self.host, &mut self.gpu.hw, pages)
+            {
+                self.vgpu.pool_pages += pages;
+                return Ok(block);
+            }
+            if attempt == Attempt::First {
+                self.drop_idle_slots();
+            }
+        }
+        Err(NoFrame)
+    }
+
+    fn free(&mut self, block: Block) {
+        self.vgpu.pool_pages -= block.pages();
+        self.gpu.pool.free(self.host, &mut self.gpu.hw, block);
+    }
+
+    /// Frees the shadows of contexts that neither run, nor wait, nor ran last.
+    fn drop_idle_slots(&mut self) {
+        for engine in Engine::ALL {
+            let virt = self.vgpu.engines.get_mut(engine);
+            let busy = [virt.last, virt.work.as_ref().map(|work| work.slot), virt.preparing];
+            let idle = virt.slots.iter_mut().enumerate().filter(|(index, _)| !busy.contains(&Some(*index)));
+            let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take()).collect();
+            for mut slot in freed {
+                slot.unwatch(self.host, self.vgpu.vm);
+                [Some(slot.image), slot.ring, slot.arena].into_iter().flatten().for_each(|block| self.free(block));
+            }
+        }
+    }
+
+    fn slot_mut(&mut self, slot: usize) -> Option<&mut ShadowContext> {
+        self.vgpu.engines.get_mut(self.engine).slot_mut(slot)
+    }
+
+    fn read_ggtt(&mut self, addr: GgttAddr, dwords: &mut [u32]) -> Result<(), Refusal> {
+        read_dwords(self.host, &self.vgpu.gtt, addr, dwords)
+            .then_some(())
+            .ok_or(Refusal::Malformed("it refers to graphics memory that is not mapped"))
+    }
+
+    fn settle(&mut self, summary: &Summary) {
+        self.vgpu.stats.audit_commands += u64::from(summary.commands);
+        self.vgpu.stats.audit_bytes += 4 * u64::from(summary.dwords);
+    }
+
+    /// The slot for a context image, its engine state copied and audited unless what the slot holds is still right.
+    fn take_slot(&mut self, lrca: GgttAddr, page: &[u32; DWORDS]) -> Result<usize, Refusal> {
+        let bytes = self.engine.info().context_pages * 4096;
+        let Vgpu { engines, gtt, vm, stats, .. } = &mut *self.vgpu;
+        let virt = engines.get_mut(self.engine);
+        let (index, fit) = virt.slot_for(lrca);
+        let (clock, last) = (virt.clock, virt.last);
+        if last != Some(index) {
+            // Another context comes: what the last one's state became goes to the guest now, if it has not yet.
+            if let Some(slot) = last.and_then(|last| virt.slot_mut(last)) {
+                slot.write_back_engine(self.host, *vm, stats);
+            }
+            virt.last = None;
+        }
+        if let (Fit::Same, Some(slot)) = (fit, virt.slot_mut(index))
+            && slot.stamp.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp))
+            && slot.clean
+            && (last == Some(index) || slot.same_register_page(self.host, page))
+        {
+            slot.used = clock;
+            return Ok(index);
+        }
+        virt.preparing = Some(index);
+        self.make_slot(index, lrca)?;
+        self.copy_image(index, lrca, page)?;
+        Ok(index)
+    }
+
+    /// Makes sure that a slot has an image block, and gives it to `lrca`.
+    fn make_slot(&mut self, index: usize, lrca: GgttAddr) -> Result<(), Refusal> {
+        if self.slot_mut(index).is_none() {
+            let image = self.alloc(self.engine.info().context_pages)?;
+            if let Some(place) = self.vgpu.engines.get_mut(self.engine).slots.get_mut(index) {
+                *place = Some(ShadowContext::new(lrca, image));
+            }
+        }
+        let vm = self.vgpu.vm;
+        let virt = self.vgpu.engines.get_mut(self.engine);
+        let clock = virt.clock;
+        let slot = virt.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        slot.unwatch(self.host, vm);
+        slot.lrca = lrca;
+        slot.used = clock;
+        slot.stamp = None;
+        slot.newer = false;
+        slot.pages.clear();
+        Ok(())
+    }
+
+    /// Copies and audits the engine's part of an image: page 1 from the ring part on, and what follows.
+    fn copy_image(&mut self, index: usize, lrca: GgttAddr, page: &[u32; DWORDS]) -> Result<(), Refusal> {
+        let count = self.engine.info().context_pages;
+        let mut pages: ArrayVec<Gpa, IMAGE_PAGES> = ArrayVec::new();
+        for i in 0..count {
+            let gpa = self.vgpu.gtt.ggtt.gpa(GgttAddr(lrca.0 + 4096 * i)).ok_or(NOT_MAPPED)?;
+            pages.try_push(gpa).map_err(|_| Refusal::NoRoom)?;
+        }
+        let stamp = self.vgpu.gtt.ggtt.stamp();
+        let vm = self.vgpu.vm;
+        if let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) {
+            // Watched first: a store that comes between is reported, not missed.
+            slot.watch(self.host, vm, pages);
+        }
+        let mut image = core::mem::take(&mut self.scratch.image);
+        image.clear();
+        image.extend_from_slice(page);
+        image.resize(DWORDS * (count as usize - 1), 0);
+        let copied = self.fill_image(lrca, &mut image);
+        self.scratch.image = image;
+        copied?;
+        let Gpu { hw, pool, .. } = &mut *self.gpu;
+        let Vgpu { engines, vm, stats, .. } = &mut *self.vgpu;
+        let Some(slot) = engines.get_mut(self.engine).slot_mut(index) else { return Ok(()) };
+        slot.image.write(self.host, context::REGISTER_PAGE, &self.scratch.image);
+        stats.image_bytes_in += 4 * self.scratch.image.len() as u64;
+        if let Some(status) = slot.pages.first().copied() {
+            alias_status_page(self.host, hw, pool, *vm, slot, status);
+        }
+        slot.stamp = Some(stamp);
+        Ok(())
+    }
+
+    fn fill_image(&mut self, lrca: GgttAddr, image: &mut [u32]) -> Result<(), Refusal> {
+        if let Some(rest) = image.get_mut(DWORDS..)
+            && !rest.is_empty()
+        {
+            self.read_ggtt(GgttAddr(lrca.0 + 2 * 4096), rest)?;
+        }
+        if let Some(engine_part) = image.get_mut(RING_CONTEXT_DWORDS..) {
+            let partition = self.vgpu.partition.clone();
+            let mut audit = Audit::new(self.engine, &partition);
+            audit.context(engine_part, self.registers)?;
+            self.settle(audit.summary());
+        }
+        Ok(())
+    }
+
+    /// A shadow ring as large as the guest's.
+    fn fit_ring(&mut self, index: usize, part: &RingPart) -> Result<(), Refusal> {
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        slot.guest_ring = (part.start, part.bytes);
+        if slot.ring.as_ref().is_some_and(|ring| ring.bytes() >= part.bytes) {
+            return Ok(());
+        }
+        if let Some(old) = slot.ring.take() {
+            self.free(old);
+        }
+        let ring = self.alloc(part.bytes / 4096)?;
+        self.slot_mut(index).ok_or(Refusal::NoRoom)?.ring = Some(ring);
+        Ok(())
+    }
+
+    /// A shadow root for a guest's page tables.
+    fn acquire(&mut self, pml4: Gpa) -> (Hpa, Pin) {
+        let mut shadow = self.vgpu.gtt.ppgtt.acquire(self.host, pml4);
+        for _ in 1..ACQUIRES {
+            if !shadow.again {
+                break;
+            }
+            flush_owned(self.gpu, self.vgpu, self.index, self.host);
+            let next = self.vgpu.gtt.ppgtt.acquire(self.host, pml4);
+            self.vgpu.gtt.ppgtt.release(self.host, shadow.pin);
+            shadow = next;
+        }
+        (shadow.root, shadow.pin)
+    }
+
+    /// Copies a span of the ring, audits the copy with the batches it leads to, and writes it to the shadow ring.
+    fn copy_ring(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Mirrored, Refusal> {
+        let mut ring = core::mem::take(&mut self.scratch.ring);
+        let mut pages = ARENA_PAGES;
+        let done = loop {
+            let done = self.fetch_ring(slot, span, &mut ring).and_then(|pieces| {
+                let mirrored = self.audit_ring(slot, pml4, &mut ring, pages)?;
+                self.place_ring(slot, pieces, &ring)?;
+                Ok(mirrored)
+            });
+            match done {
+                // From the start, with more room: only what is audited last runs.
+                Err(Refusal::Audit(AuditFault { reason: Reason::TooLong, .. })) if pages < ARENA_PAGES_MAX => {
+                    pages *= 4
+                }
+                done => break done,
+            }
+        };
+        self.scratch.ring = ring;
+        done
+    }
+
+    /// Copies a span of the guest's ring, in one piece. Gives the one or two pieces that it consists of.
+    fn fetch_ring(&mut self, slot: usize, (head, tail): (u32, u32), ring: &mut Vec<u32>) -> Result<Pieces, Refusal> {
+        let (start, bytes) = self.slot_mut(slot).map(|shadow| shadow.guest_ring).ok_or(Refusal::NoRoom)?;
+        let pieces = if head <= tail { [(head, tail), (0, 0)] } else { [(head, bytes), (0, tail)] };
+        let dwords = pieces.iter().map(|(from, to)| (to - from) as usize / 4).sum::<usize>();
+        if dwords > RING_DWORDS {
+            return Err(Refusal::Malformed("its ring holds more than 512 KiB of commands"));
+        }
+        ring.clear();
+        ring.resize(dwords, 0);
+        let mut at = 0;
+        for (from, to) in pieces {
+            let end = at + (to - from) as usize / 4;
+            let part = ring.get_mut(at..end).unwrap_or_default();
+            self.read_ggtt(GgttAddr(start.0.wrapping_add(from)), part)?;
+            at = end;
+        }
+        Ok(pieces)
+    }
+
+    /// Audits a copy of the ring. Batches that may not run where they are get copied into the slot's arena.
+    fn audit_ring(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32], pages: u32) -> Result<Mirrored, Refusal> {
+        let partition = self.vgpu.partition.clone();
+        let mut audit = Audit::new(self.engine, &partition);
+        audit.ring(ring)?;
+        if audit.pending() > 0 {
+            let (base, room) = self.arena(slot, pages)?;
+            let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
+            audit.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4)?;
+            audit.patch(ring);
+            self.keep_arena(slot)?;
+        }
+        self.settle(audit.summary());
+        Ok(audit.dropped().to_vec())
+    }
+
+    fn place_ring(&mut self, slot: usize, pieces: Pieces, ring: &[u32]) -> Result<(), Refusal> {
+        let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
+        let block = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?;
+        let mut at = 0;
+        for (from, to) in pieces {
+            let end = at + (to - from) as usize / 4;
+            block.write(self.host, from, ring.get(at..end).unwrap_or_default());
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Free room in a slot's arena: its address and bytes. It grows only while nothing in it is in use.
+    fn arena(&mut self, index: usize, pages: u32) -> Result<(GgttAddr, u32), Refusal> {
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        let used = slot.arena_used;
+        if slot.arena.as_ref().is_none_or(|arena| arena.bytes().saturating_sub(used) < pages * 4096) {
+            if used != 0 {
+                return Err(Refusal::NoRoom);
+            }
+            if let Some(old) = slot.arena.take() {
+                self.free(old);
+            }
+            let arena = self.alloc(pages)?;
+            self.slot_mut(index).ok_or(Refusal::NoRoom)?.arena = Some(arena);
+        }
+        let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
+        let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
+        Ok((GgttAddr(arena.ggtt().0 + used), arena.bytes() - used))
+    }
+
+    /// Writes the copies into the arena.
+    fn keep_arena(&mut self, index: usize) -> Result<(), Refusal> {
+        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
+        arena.write(self.host, slot.arena_used, &self.scratch.arena);
+        let bytes = 4 * self.scratch.arena.len() as u32;
+        slot.arena_used = (slot.arena_used + bytes).next_multiple_of(64);
+        Ok(())
+    }
+
+    /// Copies and audits the buffers that run at every restore of the context.
+    fn copy_buffers(&mut self, slot: usize, part: &RingPart) -> Result<Buffers, Refusal> {
+        let partition = self.vgpu.partition.clone();
+        let mut audit = Audit::new(self.engine, &partition);
+        let mut buffers = Buffers::default();
+        let lines = part.indirect & context::INDIRECT_SIZE_MASK;
+        if lines != 0 {
+            let mut copy = [0u32; 63 * 16];
+            let copy = copy.get_mut(..lines as usize * 16).unwrap_or_default();
+            self.read_ggtt(GgttAddr(part.indirect & !context::INDIRECT_SIZE_MASK), copy)?;
+            audit.indirect(copy)?;
+            buffers.indirect = self.stash(slot, copy)?.0 | lines;
+        }
+        if part.per_context & context::PER_CTX_VALID != 0 {
+            let mut copy = [0u32; DWORDS];
+            let room = DWORDS - (part.per_context & 0xFC0) as usize / 4;
+            let copy = copy.get_mut(..room).unwrap_or_default();
+            self.read_ggtt(GgttAddr(part.per_context & !0x3F), copy)?;
+            let used = audit.per_context(copy)?;
+            let copy = copy.get(..used).unwrap_or_default();
+            buffers.per_context = self.stash(slot, copy)?.0 | context::PER_CTX_VALID;
+        }
+        self.settle(audit.summary());
+        Ok(buffers)
+    }
+
+    /// Puts a buffer into the arena, page aligned.
+    fn stash(&mut self, index: usize, dwords: &[u32]) -> Result<GgttAddr, Refusal> {
+        if let Some(slot) = self.slot_mut(index) {
+            slot.arena_used = slot.arena_used.next_multiple_of(4096);
+        }
+        let pages = (dwords.len() as u32 * 4).div_ceil(4096);
+        let (at, _) = self.arena(index, if self.arena_is_empty(index) { ARENA_PAGES } else { pages })?;
+        let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) else { return Err(Refusal::NoRoom) };
+        let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
+        arena.write(self.host, slot.arena_used, dwords);
+        slot.arena_used += dwords.len() as u32 * 4;
+        Ok(at)
+    }
+
+    fn arena_is_empty(&self, index: usize) -> bool {
+        self.vgpu.engines.get(self.engine).slot(index).is_none_or(|slot| slot.arena_used == 0)
+    }
+}
+
+const NOT_MAPPED: Refusal = Refusal::Malformed("its context image is not mapped");
+
+/// The guest's status page shows through in the shadow image: it holds no registers, and commands that store by
+/// index write to it.
+fn alias_status_page<W: Hw>(
+    host: &mut dyn Host,
+    hw: &mut Counted<W>,
+    pool: &Pool,
+    vm: VmId,
+    slot: &mut ShadowContext,
+    status: Gpa,
+) {
+    let frame = host.translate(vm, status.gfn()).map(|backing| backing.hpa);
+    if let Some(frame) = frame
+        && slot.status_frame != Some(frame)
+    {
+        pool.alias(hw, &slot.image, 0, frame);
+        slot.status_frame = Some(frame);
+    }
+}
+
+/// Where batches are copied from.
+struct Batches<'a> {
+    host: &'a mut dyn Host,
+    gtt: &'a Gtt,
+    pml4: Gpa,
+}
+
+impl Source for Batches<'_> {
+    fn global(&mut self, addr: GgttAddr, dwords: &mut [u32]) -> bool {
+        read_dwords(self.host, self.gtt, addr, dwords)
+    }
+
+    fn process(&mut self, addr: PpgttAddr, dwords: &mut [u32]) -> bool {
+        let (host, gtt, pml4) = (&mut *self.host, self.gtt, self.pml4);
+        read_chunks(dwords, &mut |offset, bytes| {
+            gtt.ppgtt_read(host, pml4, PpgttAddr(addr.0.wrapping_add(offset)), bytes).is_ok()
+        })
+    }
+}
+
+pub(super) fn read_dwords(host: &mut dyn Host, gtt: &Gtt, addr: GgttAddr, dwords: &mut [u32]) -> bool {
+    read_chunks(dwords, &mut |offset, bytes| {
+        gtt.read(host, GgttAddr(addr.0.wrapping_add(offset as u32)), bytes).is_ok()
+    })
+}
+
+/// Fills dwords through a byte buffer.
+fn read_chunks(dwords: &mut [u32], read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> bool {
+    let mut bytes = [0u8; 4096];
+    let mut offset = 0;
+    for chunk in dwords.chunks_mut(1024) {
+        let Some(bytes) = bytes.get_mut(..4 * chunk.len()) else { return false };
+        if !read(offset, bytes) {
+            return false;
+        }
+        for (to, from) in chunk.iter_mut().zip(bytes.chunks_exact(4)) {
+            *to = from.try_into().map_or(0, u32::from_le_bytes);
+        }
+        offset += bytes.len() as u64;
+    }
+    true
+}
+
+impl ShadowContext {
+    fn new(lrca: GgttAddr, image: Block) -> Self {
+        Self {
+            lrca,
+            image,
+            status_frame: None,
+            ring: None,
+            arena: None,
+            arena_used: 0,
+            pages: ArrayVec::new(),
+            stamp: None,
+            guest_ring: (GgttAddr(0), 0),
+            clean: false,
+            own_stores: false,
+            newer: false,
+            used: 0,
+        }
+    }
+}
