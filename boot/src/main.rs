@@ -44,7 +44,7 @@ fn run(platform: &'static Platform) -> ! {
         }
     };
     let service = gpu::start(&config).unwrap_or_else(|error| refuse(&error));
-    let vms = machine::setups(bundle, &config, WALL_CLOCK, |id, vm| {
+    let vms = machine::setups(bundle, &config, hv::rtc::wall_clock(), |id, vm| {
         gpu::functions(id, vm).unwrap_or_else(|error| refuse(&error))
     });
     let ending = if platform.boot.has("once") { Ending::Once } else { Ending::Interactive };
@@ -57,9 +57,6 @@ fn refuse(error: &gpu::Error) -> ! {
     say!("{error}");
     power::exit(Exit::Config)
 }
-
-/// Unix time at the start. Nothing in Prism depends on it; guests see it in their RTC.
-const WALL_CLOCK: u64 = 1_700_000_000;
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {

@@ -28,6 +28,7 @@ pub mod percpu;
 pub mod phys;
 pub mod power;
 mod run;
+pub mod rtc;
 pub mod selftest;
 pub mod smp;
 pub mod start;
