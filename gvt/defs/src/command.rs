@@ -100,11 +100,7 @@ const RCS: EngineMask = EngineMask::RCS;
 const MEDIA: EngineMask = EngineMask::VCS.or(EngineMask::VECS);
 
 const fn at(dword: u8, space: Space, access: Access) -> Address {
-    Address {
-        dword,
-        space,
-        access,
-    }
+    Address { dword, space, access }
 }
 
 const GGTT_22: Space = Space::GgttIfHeader(mi::GLOBAL_GTT);
@@ -112,25 +108,10 @@ const READ_1: [Address; 1] = [at(1, GGTT_22, Access::Read)];
 const WRITE_1: [Address; 1] = [at(1, GGTT_22, Access::Write)];
 const READ_2: [Address; 1] = [at(2, GGTT_22, Access::Read)];
 const WRITE_2: [Address; 1] = [at(2, GGTT_22, Access::Write)];
-const FLUSH: [Address; 1] = [at(
-    1,
-    Space::GgttIf {
-        dword: 1,
-        bit: mi::FLUSH_DW1_GLOBAL_GTT,
-    },
-    Access::Write,
-)];
+const FLUSH: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: mi::FLUSH_DW1_GLOBAL_GTT }, Access::Write)];
 const COPY: [Address; 2] = [
-    at(
-        1,
-        Space::GgttIfHeader(mi::COPY_DESTINATION_GLOBAL_GTT),
-        Access::Write,
-    ),
-    at(
-        3,
-        Space::GgttIfHeader(mi::COPY_SOURCE_GLOBAL_GTT),
-        Access::Read,
-    ),
+    at(1, Space::GgttIfHeader(mi::COPY_DESTINATION_GLOBAL_GTT), Access::Write),
+    at(3, Space::GgttIfHeader(mi::COPY_SOURCE_GLOBAL_GTT), Access::Read),
 ];
 const START: [Address; 1] = [at(1, Space::PpgttIfHeader(mi::BB_PPGTT), Access::Execute)];
 const REPORT: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: 1 }, Access::Write)];
@@ -142,14 +123,7 @@ const fn command(
     engines: EngineMask,
     addresses: &'static [Address],
 ) -> Command {
-    Command {
-        name,
-        opcode,
-        length,
-        engines,
-        addresses,
-        privilege: Privilege::Any,
-    }
+    Command { name, opcode, length, engines, addresses, privilege: Privilege::Any }
 }
 
 const fn privileged(mut c: Command) -> Command {
@@ -161,20 +135,8 @@ const fn privileged(mut c: Command) -> Command {
 pub const MI: [Command; 41] = [
     command("MI_NOOP", mi::NOOP, ONE, ALL, &[]),
     command("MI_SET_PREDICATE", mi::SET_PREDICATE, ONE, RCS, &[]),
-    privileged(command(
-        "MI_USER_INTERRUPT",
-        mi::USER_INTERRUPT,
-        ONE,
-        ALL,
-        &[],
-    )),
-    privileged(command(
-        "MI_WAIT_FOR_EVENT",
-        mi::WAIT_FOR_EVENT,
-        ONE,
-        ALL,
-        &[],
-    )),
+    privileged(command("MI_USER_INTERRUPT", mi::USER_INTERRUPT, ONE, ALL, &[])),
+    privileged(command("MI_WAIT_FOR_EVENT", mi::WAIT_FOR_EVENT, ONE, ALL, &[])),
     command("MI_FLUSH", mi::FLUSH, ONE, ALL, &[]),
     command("MI_ARB_CHECK", mi::ARB_CHECK, ONE, ALL, &[]),
     command("MI_RS_CONTROL", mi::RS_CONTROL, ONE, RCS, &[]),
@@ -182,141 +144,45 @@ pub const MI: [Command; 41] = [
     privileged(command("MI_ARB_ON_OFF", mi::ARB_ON_OFF, ONE, ALL, &[])),
     command("MI_URB_ATOMIC_ALLOC", mi::URB_ATOMIC_ALLOC, ONE, RCS, &[]),
     command("MI_BATCH_BUFFER_END", mi::BATCH_BUFFER_END, ONE, ALL, &[]),
-    privileged(command(
-        "MI_SUSPEND_FLUSH",
-        mi::SUSPEND_FLUSH,
-        ONE,
-        ALL,
-        &[],
-    )),
+    privileged(command("MI_SUSPEND_FLUSH", mi::SUSPEND_FLUSH, ONE, ALL, &[])),
     command("MI_PREDICATE", mi::PREDICATE, ONE, RCS, &[]),
     command("MI_TOPOLOGY_FILTER", mi::TOPOLOGY_FILTER, ONE, RCS, &[]),
     command("MI_SET_APPID", mi::SET_APPID, ONE, RCS.or(MEDIA), &[]),
     command("MI_RS_CONTEXT", mi::RS_CONTEXT, ONE, RCS, &[]),
-    privileged(command(
-        "MI_LOAD_SCAN_LINES_INCL",
-        mi::LOAD_SCAN_LINES_INCL,
-        SIX,
-        ALL,
-        &[],
-    )),
-    privileged(command(
-        "MI_LOAD_SCAN_LINES_EXCL",
-        mi::LOAD_SCAN_LINES_EXCL,
-        SIX,
-        ALL,
-        &[],
-    )),
+    privileged(command("MI_LOAD_SCAN_LINES_INCL", mi::LOAD_SCAN_LINES_INCL, SIX, ALL, &[])),
+    privileged(command("MI_LOAD_SCAN_LINES_EXCL", mi::LOAD_SCAN_LINES_EXCL, SIX, ALL, &[])),
     privileged(command("MI_DISPLAY_FLIP", mi::DISPLAY_FLIP, BYTE, ALL, &[])),
     privileged(command("MI_SET_CONTEXT", mi::SET_CONTEXT, BYTE, RCS, &[])),
     command("MI_MATH", mi::MATH, BYTE, ALL, &[]),
-    privileged(command(
-        "MI_SEMAPHORE_SIGNAL",
-        mi::SEMAPHORE_SIGNAL,
-        BYTE,
-        ALL,
-        &[],
-    )),
+    privileged(command("MI_SEMAPHORE_SIGNAL", mi::SEMAPHORE_SIGNAL, BYTE, ALL, &[])),
     command("MI_SEMAPHORE_WAIT", mi::SEMAPHORE_WAIT, BYTE, ALL, &READ_2),
     privileged(command("MI_FORCE_WAKEUP", mi::FORCE_WAKEUP, BYTE, ALL, &[])),
     command("MI_STORE_DATA_IMM", mi::STORE_DATA_IMM, TEN, ALL, &WRITE_1),
-    privileged(command(
-        "MI_STORE_DATA_INDEX",
-        mi::STORE_DATA_INDEX,
-        BYTE,
-        ALL,
-        &[],
-    )),
-    command(
-        "MI_LOAD_REGISTER_IMM",
-        mi::LOAD_REGISTER_IMM,
-        BYTE,
-        ALL,
-        &[],
-    ),
+    privileged(command("MI_STORE_DATA_INDEX", mi::STORE_DATA_INDEX, BYTE, ALL, &[])),
+    command("MI_LOAD_REGISTER_IMM", mi::LOAD_REGISTER_IMM, BYTE, ALL, &[]),
     privileged(command("MI_UPDATE_GTT", mi::UPDATE_GTT, TEN, ALL, &[])),
-    command(
-        "MI_STORE_REGISTER_MEM",
-        mi::STORE_REGISTER_MEM,
-        BYTE,
-        ALL,
-        &WRITE_2,
-    ),
-    command(
-        "MI_FLUSH_DW",
-        mi::FLUSH_DW,
-        SIX,
-        EngineMask::BCS.or(MEDIA),
-        &FLUSH,
-    ),
+    command("MI_STORE_REGISTER_MEM", mi::STORE_REGISTER_MEM, BYTE, ALL, &WRITE_2),
+    command("MI_FLUSH_DW", mi::FLUSH_DW, SIX, EngineMask::BCS.or(MEDIA), &FLUSH),
     command("MI_CLFLUSH", mi::CLFLUSH, TEN, RCS, &READ_1),
-    command(
-        "MI_REPORT_PERF_COUNT",
-        mi::REPORT_PERF_COUNT,
-        SIX,
-        RCS,
-        &REPORT,
-    ),
-    command(
-        "MI_LOAD_REGISTER_MEM",
-        mi::LOAD_REGISTER_MEM,
-        BYTE,
-        ALL,
-        &READ_2,
-    ),
-    command(
-        "MI_LOAD_REGISTER_REG",
-        mi::LOAD_REGISTER_REG,
-        BYTE,
-        ALL,
-        &[],
-    ),
-    command(
-        "MI_RS_STORE_DATA_IMM",
-        mi::RS_STORE_DATA_IMM,
-        BYTE,
-        RCS,
-        &[],
-    ),
+    command("MI_REPORT_PERF_COUNT", mi::REPORT_PERF_COUNT, SIX, RCS, &REPORT),
+    command("MI_LOAD_REGISTER_MEM", mi::LOAD_REGISTER_MEM, BYTE, ALL, &READ_2),
+    command("MI_LOAD_REGISTER_REG", mi::LOAD_REGISTER_REG, BYTE, ALL, &[]),
+    command("MI_RS_STORE_DATA_IMM", mi::RS_STORE_DATA_IMM, BYTE, RCS, &[]),
     command("MI_LOAD_URB_MEM", mi::LOAD_URB_MEM, BYTE, RCS, &[]),
     command("MI_STORE_URB_MEM", mi::STORE_URB_MEM, BYTE, RCS, &[]),
     command("MI_COPY_MEM_MEM", mi::COPY_MEM_MEM, BYTE, ALL, &COPY),
     command("MI_ATOMIC", mi::ATOMIC, BYTE, ALL, &WRITE_1),
-    command(
-        "MI_BATCH_BUFFER_START",
-        mi::BATCH_BUFFER_START,
-        BYTE,
-        ALL,
-        &START,
-    ),
-    command(
-        "MI_CONDITIONAL_BATCH_BUFFER_END",
-        mi::CONDITIONAL_BATCH_BUFFER_END,
-        BYTE,
-        ALL,
-        &READ_2,
-    ),
+    command("MI_BATCH_BUFFER_START", mi::BATCH_BUFFER_START, BYTE, ALL, &START),
+    command("MI_CONDITIONAL_BATCH_BUFFER_END", mi::CONDITIONAL_BATCH_BUFFER_END, BYTE, ALL, &READ_2),
 ];
 
 const BLT_DST_4: [Address; 1] = [at(4, Space::Ppgtt, Access::Write)];
-const BLT_SRC_COPY: [Address; 2] = [
-    at(4, Space::Ppgtt, Access::Write),
-    at(8, Space::Ppgtt, Access::Read),
-];
-const BLT_LINEAR_COPY: [Address; 2] = [
-    at(3, Space::Ppgtt, Access::Write),
-    at(6, Space::Ppgtt, Access::Read),
-];
+const BLT_SRC_COPY: [Address; 2] = [at(4, Space::Ppgtt, Access::Write), at(8, Space::Ppgtt, Access::Read)];
+const BLT_LINEAR_COPY: [Address; 2] = [at(3, Space::Ppgtt, Access::Write), at(6, Space::Ppgtt, Access::Read)];
 const BLT_LINEAR_DST: [Address; 1] = [at(3, Space::Ppgtt, Access::Write)];
-const BLT_PAT: [Address; 2] = [
-    at(4, Space::Ppgtt, Access::Write),
-    at(6, Space::Ppgtt, Access::Read),
-];
-const BLT_FULL: [Address; 3] = [
-    at(4, Space::Ppgtt, Access::Write),
-    at(8, Space::Ppgtt, Access::Read),
-    at(10, Space::Ppgtt, Access::Read),
-];
+const BLT_PAT: [Address; 2] = [at(4, Space::Ppgtt, Access::Write), at(6, Space::Ppgtt, Access::Read)];
+const BLT_FULL: [Address; 3] =
+    [at(4, Space::Ppgtt, Access::Write), at(8, Space::Ppgtt, Access::Read), at(10, Space::Ppgtt, Access::Read)];
 const BLT_SETUP: [Address; 1] = [at(4, Space::Ppgtt, Access::Write)];
 
 const fn blit(name: &'static str, opcode: u32, addresses: &'static [Address]) -> Command {
@@ -328,11 +194,7 @@ const fn blit(name: &'static str, opcode: u32, addresses: &'static [Address]) ->
 pub const BLT: [Command; 27] = [
     blit("XY_SETUP_BLT", blt::SETUP_BLT, &BLT_SETUP),
     blit("XY_SETUP_CLIP_BLT", blt::SETUP_CLIP_BLT, &[]),
-    blit(
-        "XY_SETUP_MONO_PATTERN_SL_BLT",
-        blt::SETUP_MONO_PATTERN_SL_BLT,
-        &BLT_SETUP,
-    ),
+    blit("XY_SETUP_MONO_PATTERN_SL_BLT", blt::SETUP_MONO_PATTERN_SL_BLT, &BLT_SETUP),
     blit("XY_PIXEL_BLT", blt::PIXEL_BLT, &[]),
     blit("XY_SCANLINES_BLT", blt::SCANLINES_BLT, &[]),
     blit("XY_TEXT_BLT", blt::TEXT_BLT, &[]),
@@ -346,67 +208,20 @@ pub const BLT: [Command; 27] = [
     blit("XY_SRC_COPY_BLT", blt::XY_SRC_COPY_BLT, &BLT_SRC_COPY),
     blit("XY_MONO_SRC_COPY_BLT", blt::XY_MONO_SRC_COPY_BLT, &BLT_PAT),
     blit("XY_FULL_BLT", blt::XY_FULL_BLT, &BLT_FULL),
-    blit(
-        "XY_FULL_MONO_SRC_BLT",
-        blt::XY_FULL_MONO_SRC_BLT,
-        &BLT_DST_4,
-    ),
-    blit(
-        "XY_FULL_MONO_PATTERN_BLT",
-        blt::XY_FULL_MONO_PATTERN_BLT,
-        &BLT_SRC_COPY,
-    ),
-    blit(
-        "XY_FULL_MONO_PATTERN_MONO_SRC_BLT",
-        blt::XY_FULL_MONO_PATTERN_MONO_SRC_BLT,
-        &BLT_PAT,
-    ),
-    blit(
-        "XY_MONO_PAT_FIXED_BLT",
-        blt::XY_MONO_PAT_FIXED_BLT,
-        &BLT_DST_4,
-    ),
-    blit(
-        "XY_MONO_SRC_COPY_IMMEDIATE_BLT",
-        blt::XY_MONO_SRC_COPY_IMMEDIATE_BLT,
-        &BLT_DST_4,
-    ),
-    blit(
-        "XY_PAT_BLT_IMMEDIATE",
-        blt::XY_PAT_BLT_IMMEDIATE,
-        &BLT_DST_4,
-    ),
-    blit(
-        "XY_SRC_COPY_CHROMA_BLT",
-        blt::XY_SRC_COPY_CHROMA_BLT,
-        &BLT_SRC_COPY,
-    ),
-    blit(
-        "XY_FULL_IMMEDIATE_PATTERN_BLT",
-        blt::XY_FULL_IMMEDIATE_PATTERN_BLT,
-        &BLT_SRC_COPY,
-    ),
-    blit(
-        "XY_FULL_MONO_SRC_IMMEDIATE_PATTERN_BLT",
-        blt::XY_FULL_MONO_SRC_IMMEDIATE_PATTERN_BLT,
-        &BLT_DST_4,
-    ),
+    blit("XY_FULL_MONO_SRC_BLT", blt::XY_FULL_MONO_SRC_BLT, &BLT_DST_4),
+    blit("XY_FULL_MONO_PATTERN_BLT", blt::XY_FULL_MONO_PATTERN_BLT, &BLT_SRC_COPY),
+    blit("XY_FULL_MONO_PATTERN_MONO_SRC_BLT", blt::XY_FULL_MONO_PATTERN_MONO_SRC_BLT, &BLT_PAT),
+    blit("XY_MONO_PAT_FIXED_BLT", blt::XY_MONO_PAT_FIXED_BLT, &BLT_DST_4),
+    blit("XY_MONO_SRC_COPY_IMMEDIATE_BLT", blt::XY_MONO_SRC_COPY_IMMEDIATE_BLT, &BLT_DST_4),
+    blit("XY_PAT_BLT_IMMEDIATE", blt::XY_PAT_BLT_IMMEDIATE, &BLT_DST_4),
+    blit("XY_SRC_COPY_CHROMA_BLT", blt::XY_SRC_COPY_CHROMA_BLT, &BLT_SRC_COPY),
+    blit("XY_FULL_IMMEDIATE_PATTERN_BLT", blt::XY_FULL_IMMEDIATE_PATTERN_BLT, &BLT_SRC_COPY),
+    blit("XY_FULL_MONO_SRC_IMMEDIATE_PATTERN_BLT", blt::XY_FULL_MONO_SRC_IMMEDIATE_PATTERN_BLT, &BLT_DST_4),
     blit("XY_PAT_CHROMA_BLT", blt::XY_PAT_CHROMA_BLT, &BLT_PAT),
-    blit(
-        "XY_PAT_CHROMA_BLT_IMMEDIATE",
-        blt::XY_PAT_CHROMA_BLT_IMMEDIATE,
-        &BLT_DST_4,
-    ),
+    blit("XY_PAT_CHROMA_BLT_IMMEDIATE", blt::XY_PAT_CHROMA_BLT_IMMEDIATE, &BLT_DST_4),
 ];
 
-const PIPE: [Address; 1] = [at(
-    2,
-    Space::GgttIf {
-        dword: 1,
-        bit: gfx::pipe_control::GLOBAL_GTT,
-    },
-    Access::Write,
-)];
+const PIPE: [Address; 1] = [at(2, Space::GgttIf { dword: 1, bit: gfx::pipe_control::GLOBAL_GTT }, Access::Write)];
 
 /// PIPE_CONTROL, the only render command with a direct memory write of its own.
 pub const PIPE_CONTROL: Command = command("PIPE_CONTROL", gfx::PIPE_CONTROL, BYTE, RCS, &PIPE);
@@ -454,18 +269,12 @@ fn masked(table: &[u16], index: u32, header: u32) -> Option<u32> {
 
 /// The MI command with this header.
 pub fn mi_command(header: u32) -> Option<&'static Command> {
-    MI_BY_OPCODE
-        .get(mi::opcode(header) as usize)
-        .copied()
-        .flatten()
+    MI_BY_OPCODE.get(mi::opcode(header) as usize).copied().flatten()
 }
 
 /// The 2D command with this header.
 pub fn blt_command(header: u32) -> Option<&'static Command> {
-    BLT_BY_OPCODE
-        .get(blt::opcode(header) as usize)
-        .copied()
-        .flatten()
+    BLT_BY_OPCODE.get(blt::opcode(header) as usize).copied().flatten()
 }
 
 /// Dwords of the command that begins with `header` on `engine`; `None` if the engine does not know the opcode.
@@ -521,19 +330,13 @@ mod tests {
         assert!(BLT.windows(2).all(|p| p[0].opcode < p[1].opcode));
         for c in &MI {
             assert_eq!(c.opcode < 0x10, c.length == Length::Fixed(1), "{}", c.name);
-            assert_eq!(
-                mi_command(mi::header(c.opcode)).map(|c| c.name),
-                Some(c.name)
-            );
+            assert_eq!(mi_command(mi::header(c.opcode)).map(|c| c.name), Some(c.name));
             // The quick table and the list say the same.
             let header = mi::header(c.opcode) | 0x3F;
             assert_eq!(length(Engine::Rcs, header), Some(c.length.of(header)));
         }
         for c in &BLT {
-            assert_eq!(
-                length(Engine::Bcs, blt::with_length(c.opcode, 10)),
-                Some(10)
-            );
+            assert_eq!(length(Engine::Bcs, blt::with_length(c.opcode, 10)), Some(10));
         }
     }
 

@@ -73,19 +73,13 @@ pub struct Group {
 impl Group {
     /// The header that stands before the pairs (force-posted, as hardware writes it).
     pub const fn header_dword(&self) -> u32 {
-        crate::mi::header(crate::mi::LOAD_REGISTER_IMM)
-            | 1 << 12
-            | (self.registers.len() as u32 * 2 - 1)
+        crate::mi::header(crate::mi::LOAD_REGISTER_IMM) | 1 << 12 | (self.registers.len() as u32 * 2 - 1)
     }
 
     /// Position and absolute offset of register `i`.
     pub fn pair(&self, engine: Engine, i: usize) -> Option<(usize, u32)> {
         let register = *self.registers.get(i)?;
-        let offset = if self.absolute {
-            register
-        } else {
-            engine.base() + register
-        };
+        let offset = if self.absolute { register } else { engine.base() + register };
         Some((self.header + 1 + 2 * i, offset))
     }
 }
@@ -107,17 +101,7 @@ const RING: [u32; 14] = [
     ring::INDIRECT_CTX_OFFSET,
 ];
 
-const PDPS: [u32; 9] = [
-    ring::CTX_TIMESTAMP,
-    0x28C,
-    0x288,
-    0x284,
-    0x280,
-    0x27C,
-    0x278,
-    0x274,
-    0x270,
-];
+const PDPS: [u32; 9] = [ring::CTX_TIMESTAMP, 0x28C, 0x288, 0x284, 0x280, 0x27C, 0x278, 0x274, 0x270];
 
 const COMMON: [u32; 44] = [
     ring::EXCC,
@@ -168,88 +152,43 @@ const COMMON: [u32; 44] = [
 
 /// Per-context registers of the render engine, first part (our layout; opaque on silicon).
 const RENDER_A: [u32; 60] = [
-    0x7000, 0x7004, 0x7008, 0x7014, 0x7034, 0x7300, 0x7304, 0xE100, 0xE180, 0xE184, 0xE188, 0xE194,
-    0xE400, 0xE404, 0xE4F0, 0x2580, 0x2290, 0x2294, 0x2300, 0x2304, 0x2308, 0x230C, 0x2310, 0x2314,
-    0x2318, 0x231C, 0x2320, 0x2324, 0x2328, 0x232C, 0x2330, 0x2334, 0x2338, 0x233C, 0x2340, 0x2344,
-    0x2348, 0x234C, 0x2350, 0x2354, 0x22C8, 0x22CC, 0x22D8, 0x22DC, 0x22F0, 0x22F4, 0x22F8, 0x22FC,
-    0x2448, 0x244C, 0x2450, 0x2454, 0x2364, 0x2420, 0x2430, 0x2434, 0x2438, 0x243C, 0x2440, 0x2500,
+    0x7000, 0x7004, 0x7008, 0x7014, 0x7034, 0x7300, 0x7304, 0xE100, 0xE180, 0xE184, 0xE188, 0xE194, 0xE400, 0xE404,
+    0xE4F0, 0x2580, 0x2290, 0x2294, 0x2300, 0x2304, 0x2308, 0x230C, 0x2310, 0x2314, 0x2318, 0x231C, 0x2320, 0x2324,
+    0x2328, 0x232C, 0x2330, 0x2334, 0x2338, 0x233C, 0x2340, 0x2344, 0x2348, 0x234C, 0x2350, 0x2354, 0x22C8, 0x22CC,
+    0x22D8, 0x22DC, 0x22F0, 0x22F4, 0x22F8, 0x22FC, 0x2448, 0x244C, 0x2450, 0x2454, 0x2364, 0x2420, 0x2430, 0x2434,
+    0x2438, 0x243C, 0x2440, 0x2500,
 ];
 
 /// Second part; it begins where drivers look for OACTXCONTROL.
 const RENDER_B: [u32; 30] = [
-    0x2360, 0x2504, 0x2508, 0x2400, 0x2404, 0x2408, 0x240C, 0x2410, 0x2414, 0x2418, 0x5200, 0x5204,
-    0x5208, 0x520C, 0x5210, 0x5214, 0x5218, 0x521C, 0x5240, 0x5244, 0x5248, 0x524C, 0x5250, 0x5254,
-    0x5258, 0x525C, 0x5280, 0x5284, 0x5288, 0x528C,
+    0x2360, 0x2504, 0x2508, 0x2400, 0x2404, 0x2408, 0x240C, 0x2410, 0x2414, 0x2418, 0x5200, 0x5204, 0x5208, 0x520C,
+    0x5210, 0x5214, 0x5218, 0x521C, 0x5240, 0x5244, 0x5248, 0x524C, 0x5250, 0x5254, 0x5258, 0x525C, 0x5280, 0x5284,
+    0x5288, 0x528C,
 ];
 
 /// The flexible EU counters, where drivers look for them.
 const FLEX_EU: [u32; 7] = [0xE458, 0xE558, 0xE658, 0xE758, 0xE45C, 0xE55C, 0xE65C];
 
 const HEAD_GROUPS: [Group; 2] = [
-    Group {
-        header: 0x01,
-        registers: &RING,
-        absolute: false,
-        engine_context: false,
-    },
-    Group {
-        header: 0x21,
-        registers: &PDPS,
-        absolute: false,
-        engine_context: false,
-    },
+    Group { header: 0x01, registers: &RING, absolute: false, engine_context: false },
+    Group { header: 0x21, registers: &PDPS, absolute: false, engine_context: false },
 ];
 
 const RENDER_LAYOUT: [Group; 7] = [
     HEAD_GROUPS[0],
     HEAD_GROUPS[1],
-    Group {
-        header: 0x41,
-        registers: &[ring::RPCS],
-        absolute: false,
-        engine_context: true,
-    },
-    Group {
-        header: 0x51,
-        registers: &COMMON,
-        absolute: false,
-        engine_context: true,
-    },
-    Group {
-        header: 0xAA,
-        registers: &RENDER_A,
-        absolute: true,
-        engine_context: true,
-    },
-    Group {
-        header: 0x127,
-        registers: &RENDER_B,
-        absolute: true,
-        engine_context: true,
-    },
-    Group {
-        header: 0x3DD,
-        registers: &FLEX_EU,
-        absolute: true,
-        engine_context: true,
-    },
+    Group { header: 0x41, registers: &[ring::RPCS], absolute: false, engine_context: true },
+    Group { header: 0x51, registers: &COMMON, absolute: false, engine_context: true },
+    Group { header: 0xAA, registers: &RENDER_A, absolute: true, engine_context: true },
+    Group { header: 0x127, registers: &RENDER_B, absolute: true, engine_context: true },
+    Group { header: 0x3DD, registers: &FLEX_EU, absolute: true, engine_context: true },
 ];
 
 const OTHER_LAYOUT: [Group; 4] = [
     HEAD_GROUPS[0],
     HEAD_GROUPS[1],
-    Group {
-        header: 0x41,
-        registers: &[ring::SWCTRL],
-        absolute: false,
-        engine_context: true,
-    },
-    Group {
-        header: 0x51,
-        registers: &COMMON,
-        absolute: false,
-        engine_context: true,
-    },
+    Group { header: 0x41, registers: &[ring::SWCTRL], absolute: false, engine_context: true },
+    Group { header: 0x51, registers: &COMMON, absolute: false, engine_context: true },
 ];
 
 /// The groups of an engine's register page, in order. Dwords between groups are MI_NOOP.
@@ -262,9 +201,7 @@ pub const fn layout(engine: Engine) -> &'static [Group] {
 
 /// Position of MI_BATCH_BUFFER_END after the last group.
 pub fn end_position(engine: Engine) -> usize {
-    layout(engine)
-        .last()
-        .map_or(0, |group| group.header + 1 + 2 * group.registers.len())
+    layout(engine).last().map_or(0, |group| group.header + 1 + 2 * group.registers.len())
 }
 
 #[cfg(test)]
@@ -296,11 +233,7 @@ mod tests {
     fn no_register_twice() {
         let mut all: Vec<u32> = layout(Engine::Rcs)
             .iter()
-            .flat_map(|g| {
-                (0..g.registers.len())
-                    .filter_map(|i| g.pair(Engine::Rcs, i))
-                    .map(|p| p.1)
-            })
+            .flat_map(|g| (0..g.registers.len()).filter_map(|i| g.pair(Engine::Rcs, i)).map(|p| p.1))
             .collect();
         let n = all.len();
         all.sort_unstable();

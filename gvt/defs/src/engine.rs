@@ -217,19 +217,13 @@ mod tests {
     fn table_is_in_enum_order_and_unambiguous() {
         for (i, info) in INFO.iter().enumerate() {
             assert_eq!(info.engine.index(), i);
-            assert_eq!(
-                Engine::of_register(info.base + 0x230),
-                Some((info.engine, 0x230))
-            );
+            assert_eq!(Engine::of_register(info.base + 0x230), Some((info.engine, 0x230)));
             for other in &INFO[i + 1..] {
                 assert_ne!(info.reset, other.reset);
                 assert_ne!(info.tlb, other.tlb);
                 assert_ne!(info.mocs, other.mocs);
                 assert_ne!(info.master, other.master);
-                assert_ne!(
-                    (info.irq_bank, info.irq_shift),
-                    (other.irq_bank, other.irq_shift)
-                );
+                assert_ne!((info.irq_bank, info.irq_shift), (other.irq_bank, other.irq_shift));
             }
         }
     }

@@ -104,11 +104,7 @@ pub const HWSP_CSB_WRITE: u32 = 0x7C;
 
 /// The entry after `pointer`; 7 (reset) and 5 go to 0.
 pub const fn csb_next(pointer: u32) -> u32 {
-    if pointer >= CSB_ENTRIES - 1 {
-        0
-    } else {
-        pointer + 1
-    }
+    if pointer >= CSB_ENTRIES - 1 { 0 } else { pointer + 1 }
 }
 
 /// One entry of the context status buffer.
@@ -172,10 +168,7 @@ mod tests {
     fn descriptor_fields() {
         let d = Descriptor::new(GgttAddr(0x0123_4000), 0xABCD);
         assert!(d.valid() && !d.force_restore());
-        assert_eq!(
-            (d.lrca(), d.id(), d.addressing()),
-            (GgttAddr(0x0123_4000), 0xABCD, Addressing::Legacy64)
-        );
+        assert_eq!((d.lrca(), d.id(), d.addressing()), (GgttAddr(0x0123_4000), 0xABCD, Addressing::Legacy64));
         assert_eq!(Descriptor::from_parts(d.low(), d.id()), d);
     }
 

@@ -36,16 +36,12 @@ pub const SLOT_REGISTER_MASK: u32 = 0x03FF_FFFC;
 pub fn allowed(engine: Engine, offset: u32) -> bool {
     if matches!(engine, Engine::Rcs) {
         let after = RENDER.partition_point(|range| range.0 <= offset);
-        return after
-            .checked_sub(1)
-            .and_then(|i| RENDER.get(i))
-            .is_some_and(|range| offset <= range.1);
+        return after.checked_sub(1).and_then(|i| RENDER.get(i)).is_some_and(|range| offset <= range.1);
     }
     let Some(local) = offset.checked_sub(engine.base()) else {
         return false;
     };
-    (ring::GPR..ring::GPR + 8 * ring::GPRS).contains(&local)
-        || (matches!(engine, Engine::Bcs) && local == ring::SWCTRL)
+    (ring::GPR..ring::GPR + 8 * ring::GPRS).contains(&local) || (matches!(engine, Engine::Bcs) && local == ring::SWCTRL)
 }
 
 #[cfg(test)]
@@ -54,25 +50,13 @@ mod tests {
 
     #[test]
     fn ranges_are_sorted() {
-        assert!(
-            RENDER
-                .windows(2)
-                .all(|p| p[0].0 <= p[0].1 && p[0].1 < p[1].0)
-        );
+        assert!(RENDER.windows(2).all(|p| p[0].0 <= p[0].1 && p[0].1 < p[1].0));
     }
 
     #[test]
     fn answers() {
-        assert!(
-            allowed(Engine::Rcs, 0x2678)
-                && allowed(Engine::Bcs, 0x22604)
-                && allowed(Engine::Bcs, 0x22200)
-        );
-        assert!(
-            !allowed(Engine::Rcs, 0x2094)
-                && !allowed(Engine::Rcs, 0x2030)
-                && !allowed(Engine::Vcs0, 0x12200)
-        );
+        assert!(allowed(Engine::Rcs, 0x2678) && allowed(Engine::Bcs, 0x22604) && allowed(Engine::Bcs, 0x22200));
+        assert!(!allowed(Engine::Rcs, 0x2094) && !allowed(Engine::Rcs, 0x2030) && !allowed(Engine::Vcs0, 0x12200));
         assert!(!allowed(Engine::Bcs, 0x2600) && !allowed(Engine::Rcs, 0x7014));
     }
 }

@@ -22,11 +22,8 @@ pub mod forcewake {
     pub const FALLBACK_KERNEL: u32 = 1 << 15;
 
     /// Request and acknowledge register of each domain.
-    pub const DOMAINS: [(u32, u32); 3] = [
-        (RENDER_REQUEST, RENDER_ACK),
-        (GT_REQUEST, GT_ACK),
-        (MEDIA_REQUEST, MEDIA_ACK),
-    ];
+    pub const DOMAINS: [(u32, u32); 3] =
+        [(RENDER_REQUEST, RENDER_ACK), (GT_REQUEST, GT_ACK), (MEDIA_REQUEST, MEDIA_ACK)];
 
     /// A power domain of the GT.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,10 +84,7 @@ pub mod forcewake {
 
     /// The domain that must be awake for an access to `offset`, if any.
     pub fn domain_of(offset: u32) -> Option<Domain> {
-        RANGES
-            .iter()
-            .find(|(first, last, _)| (*first..=*last).contains(&offset))
-            .map(|(_, _, domain)| *domain)
+        RANGES.iter().find(|(first, last, _)| (*first..=*last).contains(&offset)).map(|(_, _, domain)| *domain)
     }
 
     #[cfg(test)]
@@ -153,72 +147,17 @@ pub mod irq {
 
     /// Every bank of Gen9.
     pub const BANKS: [Bank; 11] = [
-        Bank {
-            name: "GT_INTR_0",
-            base: GT_BANK0,
-            low: 1 << 0,
-            high: 1 << 1,
-        },
-        Bank {
-            name: "GT_INTR_1",
-            base: GT_BANK0 + 0x10,
-            low: 1 << 2,
-            high: 1 << 3,
-        },
-        Bank {
-            name: "GT_INTR_2",
-            base: GT_BANK0 + 0x20,
-            low: MASTER_GT_PM,
-            high: MASTER_GUC,
-        },
-        Bank {
-            name: "GT_INTR_3",
-            base: GT_BANK0 + 0x30,
-            low: 1 << 6,
-            high: 1 << 6,
-        },
-        Bank {
-            name: "DE_PIPE_A",
-            base: DE_PIPE_A,
-            low: MASTER_DE_PIPE_A,
-            high: MASTER_DE_PIPE_A,
-        },
-        Bank {
-            name: "DE_PIPE_B",
-            base: DE_PIPE_B,
-            low: MASTER_DE_PIPE_B,
-            high: MASTER_DE_PIPE_B,
-        },
-        Bank {
-            name: "DE_PIPE_C",
-            base: DE_PIPE_C,
-            low: MASTER_DE_PIPE_C,
-            high: MASTER_DE_PIPE_C,
-        },
-        Bank {
-            name: "DE_PORT",
-            base: DE_PORT,
-            low: MASTER_DE_PORT,
-            high: MASTER_DE_PORT,
-        },
-        Bank {
-            name: "DE_MISC",
-            base: DE_MISC,
-            low: MASTER_DE_MISC,
-            high: MASTER_DE_MISC,
-        },
-        Bank {
-            name: "PCU",
-            base: PCU,
-            low: MASTER_PCU,
-            high: MASTER_PCU,
-        },
-        Bank {
-            name: "SDE",
-            base: SDE,
-            low: MASTER_PCH,
-            high: MASTER_PCH,
-        },
+        Bank { name: "GT_INTR_0", base: GT_BANK0, low: 1 << 0, high: 1 << 1 },
+        Bank { name: "GT_INTR_1", base: GT_BANK0 + 0x10, low: 1 << 2, high: 1 << 3 },
+        Bank { name: "GT_INTR_2", base: GT_BANK0 + 0x20, low: MASTER_GT_PM, high: MASTER_GUC },
+        Bank { name: "GT_INTR_3", base: GT_BANK0 + 0x30, low: 1 << 6, high: 1 << 6 },
+        Bank { name: "DE_PIPE_A", base: DE_PIPE_A, low: MASTER_DE_PIPE_A, high: MASTER_DE_PIPE_A },
+        Bank { name: "DE_PIPE_B", base: DE_PIPE_B, low: MASTER_DE_PIPE_B, high: MASTER_DE_PIPE_B },
+        Bank { name: "DE_PIPE_C", base: DE_PIPE_C, low: MASTER_DE_PIPE_C, high: MASTER_DE_PIPE_C },
+        Bank { name: "DE_PORT", base: DE_PORT, low: MASTER_DE_PORT, high: MASTER_DE_PORT },
+        Bank { name: "DE_MISC", base: DE_MISC, low: MASTER_DE_MISC, high: MASTER_DE_MISC },
+        Bank { name: "PCU", base: PCU, low: MASTER_PCU, high: MASTER_PCU },
+        Bank { name: "SDE", base: SDE, low: MASTER_PCH, high: MASTER_PCH },
     ];
 
     #[cfg(test)]

@@ -73,11 +73,7 @@ pub fn value(offset: u32, display: Display) -> u32 {
         Some((_, local)) if local < 0x800 => (&ENGINE, local),
         _ => (&GLOBAL, offset),
     };
-    table
-        .binary_search_by_key(&key, |entry| entry.0)
-        .ok()
-        .and_then(|i| table.get(i))
-        .map_or(0, |entry| entry.1)
+    table.binary_search_by_key(&key, |entry| entry.0).ok().and_then(|i| table.get(i)).map_or(0, |entry| entry.1)
 }
 
 #[cfg(test)]

@@ -78,13 +78,7 @@ impl fmt::Display for Entry {
             By::Engine(engine) => engine.info().name,
         };
         let (s, ns) = (self.time.0 / 1_000_000_000, self.time.0 % 1_000_000_000);
-        write!(
-            f,
-            "{s}.{ns:09} {by:<5} {:<6} {:06x} {:x}",
-            self.kind.word(),
-            self.offset,
-            self.value
-        )
+        write!(f, "{s}.{ns:09} {by:<5} {:<6} {:06x} {:x}", self.kind.word(), self.offset, self.value)
     }
 }
 
@@ -94,13 +88,7 @@ mod tests {
 
     #[test]
     fn text_form() {
-        let e = Entry {
-            time: Nanos(1_000_000_123),
-            kind: Kind::Write,
-            by: By::Host,
-            offset: 0x2230,
-            value: 0xABC,
-        };
+        let e = Entry { time: Nanos(1_000_000_123), kind: Kind::Write, by: By::Host, offset: 0x2230, value: 0xABC };
         assert_eq!(e.to_string(), "1.000000123 host  wr     002230 abc");
     }
 }

@@ -40,19 +40,12 @@ impl Fences {
         if !self.any {
             return (address, usize::MAX);
         }
-        let fence = self
-            .list
-            .iter()
-            .flatten()
-            .find(|f| (f.start..f.end).contains(&address));
+        let fence = self.list.iter().flatten().find(|f| (f.start..f.end).contains(&address));
         let Some(fence) = fence else {
             return (address, (PAGE_SIZE - address % PAGE_SIZE) as usize);
         };
         let offset = (address - fence.start) as i64;
-        let (tiled, run) =
-            fence
-                .tiling
-                .locate(fence.pitch, offset % fence.pitch, offset / fence.pitch);
+        let (tiled, run) = fence.tiling.locate(fence.pitch, offset % fence.pitch, offset / fence.pitch);
         (fence.start.wrapping_add_signed(tiled), run)
     }
 }
@@ -66,11 +59,7 @@ fn decode(raw: u64) -> Option<Fence> {
         start: raw & 0xFFFF_F000,
         end: (raw >> 32 & 0xFFFF_F000) + PAGE_SIZE,
         pitch: ((raw >> 32 & 0x7FF) as i64 + 1) * 128,
-        tiling: if raw & FENCE_TILING_Y != 0 {
-            Tiling::Y
-        } else {
-            Tiling::X
-        },
+        tiling: if raw & FENCE_TILING_Y != 0 { Tiling::Y } else { Tiling::X },
     })
 }
 
@@ -84,13 +73,7 @@ impl Device {
             let (piece, tail) = rest.split_at_mut(len);
             match self.aperture_page(address) {
                 Some(hpa) => {
-                    if (Dma {
-                        memory: &mut *memory,
-                        recorder: &mut self.recorder,
-                    })
-                    .read(hpa, piece)
-                    .is_err()
-                    {
+                    if (Dma { memory: &mut *memory, recorder: &mut self.recorder }).read(hpa, piece).is_err() {
                         self.findings.add(Finding::BusError(hpa.0));
                     }
                 }
@@ -109,12 +92,7 @@ impl Device {
             let (address, len) = self.aperture_piece(at, rest.len());
             let (piece, tail) = rest.split_at(len);
             if let Some(hpa) = self.aperture_page(address)
-                && (Dma {
-                    memory: &mut *memory,
-                    recorder: &mut self.recorder,
-                })
-                .write(hpa, piece)
-                .is_err()
+                && (Dma { memory: &mut *memory, recorder: &mut self.recorder }).write(hpa, piece).is_err()
             {
                 self.findings.add(Finding::BusError(hpa.0));
             }

@@ -1,8 +1,8 @@
 //! 2D blits: fills and copies of rectangles, done row by row and divided over budgets.
 
 use gvt_defs::blt::{
-    self, CLIPPING, DESTINATION_TILED, FAST_DESTINATION_TILING_SHIFT, FAST_SOURCE_TILING_SHIFT,
-    SOURCE_TILED, SWCTRL_DESTINATION_Y, SWCTRL_SOURCE_Y, WRITE_ALPHA, WRITE_RGB,
+    self, CLIPPING, DESTINATION_TILED, FAST_DESTINATION_TILING_SHIFT, FAST_SOURCE_TILING_SHIFT, SOURCE_TILED,
+    SWCTRL_DESTINATION_Y, SWCTRL_SOURCE_Y, WRITE_ALPHA, WRITE_RGB,
 };
 use gvt_defs::ring;
 
@@ -38,12 +38,7 @@ impl Rect {
     }
 
     fn clip(self, to: Self) -> Self {
-        Self {
-            x1: self.x1.max(to.x1),
-            y1: self.y1.max(to.y1),
-            x2: self.x2.min(to.x2),
-            y2: self.y2.min(to.y2),
-        }
+        Self { x1: self.x1.max(to.x1), y1: self.y1.max(to.y1), x2: self.x2.min(to.x2), y2: self.y2.min(to.y2) }
     }
 
     const fn is_empty(&self) -> bool {
@@ -57,12 +52,7 @@ pub(crate) struct Clip(Rect);
 
 impl Default for Clip {
     fn default() -> Self {
-        Self(Rect {
-            x1: i64::MIN,
-            y1: i64::MIN,
-            x2: i64::MAX,
-            y2: i64::MAX,
-        })
+        Self(Rect { x1: i64::MIN, y1: i64::MIN, x2: i64::MAX, y2: i64::MAX })
     }
 }
 
@@ -119,11 +109,7 @@ impl Exec<'_> {
             }
             self.state.blit = job;
         }
-        if self.proceed() {
-            Flow::Next(dwords)
-        } else {
-            Flow::Again
-        }
+        if self.proceed() { Flow::Next(dwords) } else { Flow::Again }
     }
 
     /// Works on the blit at hand; says whether it is done.
@@ -167,8 +153,7 @@ impl Exec<'_> {
                 job.rop == blt::ROP_PATTERN as u8
             }
             Source::Surface { surface, x, y } => {
-                self.view()
-                    .read_row(&surface, x + at as i64, y + row, drawn);
+                self.view().read_row(&surface, x + at as i64, y + row, drawn);
                 job.rop == blt::ROP_COPY as u8
             }
         };
@@ -208,20 +193,12 @@ impl Exec<'_> {
     fn destination(&mut self, header: u32, format: u32, address: u32) -> Surface {
         let tiled = header & DESTINATION_TILED != 0;
         let tiling = tiling(tiled, self.swctrl() & SWCTRL_DESTINATION_Y != 0);
-        Surface {
-            base: self.operand64(address) & 0xFFFF_FFFF_FFFF,
-            pitch: pitch(format, tiling),
-            tiling,
-        }
+        Surface { base: self.operand64(address) & 0xFFFF_FFFF_FFFF, pitch: pitch(format, tiling), tiling }
     }
 
     fn rect(&mut self, format: u32) -> Rect {
         let rect = Rect::new(self.operand(2), self.operand(3));
-        if format & CLIPPING != 0 {
-            rect.clip(self.state.clip.0)
-        } else {
-            rect
-        }
+        if format & CLIPPING != 0 { rect.clip(self.state.clip.0) } else { rect }
     }
 
     fn xy_colour(&mut self, header: u32) -> Option<BlitJob> {
@@ -229,13 +206,7 @@ impl Exec<'_> {
         let rect = self.rect(format);
         let destination = self.destination(header, format, 4);
         let colour = self.operand(6);
-        job(
-            header,
-            format,
-            rect,
-            destination,
-            Source::Colour(pixel(colour, depth(format))),
-        )
+        job(header, format, rect, destination, Source::Colour(pixel(colour, depth(format))))
     }
 
     fn xy_copy(&mut self, header: u32) -> Option<BlitJob> {
@@ -244,10 +215,7 @@ impl Exec<'_> {
         let rect = self.rect(format);
         let destination = self.destination(header, format, 4);
         let corner = Rect::new(self.operand(6), 0);
-        let source_tiling = tiling(
-            header & SOURCE_TILED != 0,
-            self.swctrl() & SWCTRL_SOURCE_Y != 0,
-        );
+        let source_tiling = tiling(header & SOURCE_TILED != 0, self.swctrl() & SWCTRL_SOURCE_Y != 0);
         let surface = Surface {
             base: self.operand64(8) & 0xFFFF_FFFF_FFFF,
             pitch: pitch(self.operand(7), source_tiling),
@@ -286,34 +254,17 @@ impl Exec<'_> {
             _ => 16,
         };
         let corner = Rect::new(self.operand(6), 0);
-        let destination = Surface {
-            base: self.operand64(4) & 0xFFFF_FFFF_FFFF,
-            pitch: pitch(format, to),
-            tiling: to,
-        };
-        let surface = Surface {
-            base: self.operand64(8) & 0xFFFF_FFFF_FFFF,
-            pitch: pitch(self.operand(7), from),
-            tiling: from,
-        };
-        let source = Source::Surface {
-            surface,
-            x: corner.x1 * bytes,
-            y: corner.y1,
-        };
-        (!rect.is_empty())
-            .then(|| BlitJob::new(rect, bytes, destination, source, blt::ROP_COPY as u8))
+        let destination = Surface { base: self.operand64(4) & 0xFFFF_FFFF_FFFF, pitch: pitch(format, to), tiling: to };
+        let surface =
+            Surface { base: self.operand64(8) & 0xFFFF_FFFF_FFFF, pitch: pitch(self.operand(7), from), tiling: from };
+        let source = Source::Surface { surface, x: corner.x1 * bytes, y: corner.y1 };
+        (!rect.is_empty()).then(|| BlitJob::new(rect, bytes, destination, source, blt::ROP_COPY as u8))
     }
 
     /// COLOR_BLT and SRC_COPY_BLT count the width in bytes.
     fn linear_rect(&mut self) -> Rect {
         let size = self.operand(2);
-        Rect {
-            x1: 0,
-            y1: 0,
-            x2: i64::from(size & 0xFFFF),
-            y2: i64::from(size >> 16),
-        }
+        Rect { x1: 0, y1: 0, x2: i64::from(size & 0xFFFF), y2: i64::from(size >> 16) }
     }
 
     fn linear_colour(&mut self, header: u32) -> Option<BlitJob> {
@@ -333,17 +284,7 @@ impl Exec<'_> {
             pitch: pitch(self.operand(5), Tiling::Linear),
             tiling: Tiling::Linear,
         };
-        linear_job(
-            header,
-            format,
-            rect,
-            destination,
-            Source::Surface {
-                surface,
-                x: 0,
-                y: 0,
-            },
-        )
+        linear_job(header, format, rect, destination, Source::Surface { surface, x: 0, y: 0 })
     }
 }
 
@@ -352,11 +293,9 @@ impl BlitJob {
         let (x, y) = (rect.x1 * bytes, rect.y1);
         let backwards = match source {
             Source::Colour(_) => false,
-            Source::Surface {
-                surface,
-                x: from_x,
-                y: from_y,
-            } => backwards(&surface, (from_x, from_y), &destination, (x, y)),
+            Source::Surface { surface, x: from_x, y: from_y } => {
+                backwards(&surface, (from_x, from_y), &destination, (x, y))
+            }
         };
         Self {
             source,
@@ -375,47 +314,23 @@ impl BlitJob {
 }
 
 /// Whether the copy must run from its end: the destination begins later in the same memory.
-fn backwards(
-    from: &Surface,
-    (from_x, from_y): (i64, i64),
-    to: &Surface,
-    (to_x, to_y): (i64, i64),
-) -> bool {
+fn backwards(from: &Surface, (from_x, from_y): (i64, i64), to: &Surface, (to_x, to_y): (i64, i64)) -> bool {
     if from.tiling != Tiling::Linear || to.tiling != Tiling::Linear {
         return from == to && (to_y, to_x) > (from_y, from_x);
     }
-    let start = |surface: &Surface, x, y| {
-        surface
-            .base
-            .wrapping_add_signed(surface.tiling.locate(surface.pitch, x, y).0)
-    };
+    let start =
+        |surface: &Surface, x, y| surface.base.wrapping_add_signed(surface.tiling.locate(surface.pitch, x, y).0);
     let after = start(to, to_x, to_y) > start(from, from_x, from_y);
     // With a negative pitch memory runs upwards as rows go down.
-    if to.pitch < 0 && to_y != from_y {
-        !after
-    } else {
-        after
-    }
+    if to.pitch < 0 && to_y != from_y { !after } else { after }
 }
 
-fn job(
-    header: u32,
-    format: u32,
-    rect: Rect,
-    destination: Surface,
-    source: Source,
-) -> Option<BlitJob> {
+fn job(header: u32, format: u32, rect: Rect, destination: Surface, source: Source) -> Option<BlitJob> {
     if rect.is_empty() {
         return None;
     }
     let bytes = depth(format);
-    let mut job = BlitJob::new(
-        rect,
-        bytes,
-        destination,
-        source,
-        (format >> blt::ROP_SHIFT) as u8,
-    );
+    let mut job = BlitJob::new(rect, bytes, destination, source, (format >> blt::ROP_SHIFT) as u8);
     if bytes == 4 {
         let (rgb, alpha) = (header & WRITE_RGB == 0, header & WRITE_ALPHA == 0);
         job.keep = [rgb, rgb, rgb, alpha];
@@ -423,20 +338,8 @@ fn job(
     Some(job)
 }
 
-fn linear_job(
-    header: u32,
-    format: u32,
-    rect: Rect,
-    destination: Surface,
-    source: Source,
-) -> Option<BlitJob> {
-    let mut made = job(
-        header,
-        format & !(3 << blt::DEPTH_SHIFT),
-        rect,
-        destination,
-        source,
-    )?;
+fn linear_job(header: u32, format: u32, rect: Rect, destination: Surface, source: Source) -> Option<BlitJob> {
+    let mut made = job(header, format & !(3 << blt::DEPTH_SHIFT), rect, destination, source)?;
     if depth(format) == 4 {
         let (rgb, alpha) = (header & WRITE_RGB == 0, header & WRITE_ALPHA == 0);
         made.keep = [rgb, rgb, rgb, alpha];

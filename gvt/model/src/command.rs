@@ -17,9 +17,7 @@ impl Exec<'_> {
             return self.unknown(header);
         };
         if self.overruns(dwords) {
-            self.device
-                .findings
-                .add(Finding::PartialCommand(engine, header));
+            self.device.findings.add(Finding::PartialCommand(engine, header));
             return Flow::Stuck;
         }
         if self.state.skipping && !survives_predicate(header) {
@@ -35,17 +33,13 @@ impl Exec<'_> {
     /// In the ring, the parser waits for the tail when a command is not all there.
     #[inline]
     fn overruns(&self, dwords: u32) -> bool {
-        self.state.level == crate::engine::Level::Ring
-            && dwords > 1
-            && dwords * 4 > self.state.ring.pending()
+        self.state.level == crate::engine::Level::Ring && dwords > 1 && dwords * 4 > self.state.ring.pending()
     }
 
     fn unknown(&mut self, header: u32) -> Flow {
         let engine = self.state.engine;
         let (_, address) = self.cursor();
-        self.device
-            .findings
-            .add(Finding::UnknownCommand(engine, header, address));
+        self.device.findings.add(Finding::UnknownCommand(engine, header, address));
         self.state.halted = true;
         self.device.raise_error(engine, ring::ERROR_INSTRUCTION);
         Flow::Stuck
@@ -81,18 +75,14 @@ impl Exec<'_> {
     /// An unprivileged batch tried something: it becomes a no-op.
     pub fn violation(&mut self, header: u32, register: u32) {
         let engine = self.state.engine;
-        self.device
-            .findings
-            .add(Finding::Privilege(engine, header, register));
+        self.device.findings.add(Finding::Privilege(engine, header, register));
         self.device.raise_error(engine, ring::ERROR_PRIVILEGE);
     }
 
     /// A known command without a model here: skipped.
     pub fn unmodelled(&mut self, header: u32, dwords: u32) -> Flow {
         if self.device.profile.strict == Strict::Report {
-            self.device
-                .findings
-                .add(Finding::Unmodelled(self.state.engine, header));
+            self.device.findings.add(Finding::Unmodelled(self.state.engine, header));
         }
         Flow::Next(dwords)
     }
@@ -120,10 +110,6 @@ const fn survives_predicate(header: u32) -> bool {
     header >> 29 == 0
         && matches!(
             mi::opcode(header),
-            mi::SET_PREDICATE
-                | mi::BATCH_BUFFER_END
-                | mi::ARB_CHECK
-                | mi::ARB_ON_OFF
-                | mi::USER_INTERRUPT
+            mi::SET_PREDICATE | mi::BATCH_BUFFER_END | mi::ARB_CHECK | mi::ARB_ON_OFF | mi::USER_INTERRUPT
         )
 }

@@ -60,10 +60,7 @@ pub(crate) struct Config {
 
 impl Config {
     pub fn new(profile: &Profile) -> Self {
-        let mut config = Self {
-            bytes: [0; 256],
-            writable: [0; 256],
-        };
+        let mut config = Self { bytes: [0; 256], writable: [0; 256] };
         config.identity(profile);
         config.bars(profile);
         config.capabilities();
@@ -74,22 +71,14 @@ impl Config {
         let value = value.to_le_bytes();
         let writable = writable.to_le_bytes();
         for i in 0..len {
-            if let (Some(b), Some(w)) = (
-                self.bytes.get_mut(offset + i),
-                self.writable.get_mut(offset + i),
-            ) {
+            if let (Some(b), Some(w)) = (self.bytes.get_mut(offset + i), self.writable.get_mut(offset + i)) {
                 (*b, *w) = (value[i], writable[i]);
             }
         }
     }
 
     fn identity(&mut self, profile: &Profile) {
-        self.set(
-            0x00,
-            u32::from(profile.device) << 16 | u32::from(pci::VENDOR_INTEL),
-            0,
-            4,
-        );
+        self.set(0x00, u32::from(profile.device) << 16 | u32::from(pci::VENDOR_INTEL), 0, 4);
         let enables = pci::COMMAND_MEMORY | pci::COMMAND_BUS_MASTER | pci::COMMAND_INTX_DISABLE | 1;
         // Status: capability list.
         self.set(0x04, 0x0010_0000, u32::from(enables), 4);
@@ -99,12 +88,7 @@ impl Config {
         self.set(0x34, u32::from(pci::CAP_MSI), 0, 1);
         // Interrupt line is scratch, pin A.
         self.set(0x3C, 0x0100, 0x00FF, 4);
-        self.set(
-            usize::from(pci::GMCH_CTRL),
-            u32::from(pci::GGMS_8_MIB),
-            0,
-            2,
-        );
+        self.set(usize::from(pci::GMCH_CTRL), u32::from(pci::GGMS_8_MIB), 0, 2);
         self.set(usize::from(pci::SWSCI), 0, 0xFFFF, 2);
         self.set(usize::from(pci::ASLS), 0, 0xFFFF_FFFF, 4);
     }
@@ -117,22 +101,12 @@ impl Config {
         let bar2 = size_mask(profile.aperture);
         self.set(usize::from(pci::BAR2), 0xC, bar2 as u32 & !0xF, 4);
         self.set(usize::from(pci::BAR2) + 4, 0, (bar2 >> 32) as u32, 4);
-        self.set(
-            usize::from(pci::BAR4),
-            0x1,
-            size_mask(IO_SIZE) as u32 & !0x3,
-            4,
-        );
+        self.set(usize::from(pci::BAR4), 0x1, size_mask(IO_SIZE) as u32 & !0x3, 4);
     }
 
     /// MSI (one vector, 32-bit address), then power management.
     fn capabilities(&mut self) {
-        self.set(
-            usize::from(pci::CAP_MSI),
-            u32::from(pci::CAP_PM) << 8 | 0x05,
-            0x0001_0000,
-            4,
-        );
+        self.set(usize::from(pci::CAP_MSI), u32::from(pci::CAP_PM) << 8 | 0x05, 0x0001_0000, 4);
         self.set(MSI_ADDRESS, 0, 0xFFFF_FFFC, 4);
         self.set(MSI_DATA, 0, 0xFFFF, 4);
         self.set(usize::from(pci::CAP_PM), 0x0002_0001, 0, 4);
@@ -143,22 +117,13 @@ impl Config {
         let mut value = [0; 4];
         for (i, byte) in value.iter_mut().enumerate().take(width.bytes()) {
             // Beyond the conventional space nobody answers.
-            *byte = self
-                .bytes
-                .get(usize::from(offset) + i)
-                .copied()
-                .unwrap_or(0xFF);
+            *byte = self.bytes.get(usize::from(offset) + i).copied().unwrap_or(0xFF);
         }
         u32::from_le_bytes(value)
     }
 
     pub fn write(&mut self, offset: u16, width: Width, value: u32) {
-        for (i, new) in value
-            .to_le_bytes()
-            .into_iter()
-            .enumerate()
-            .take(width.bytes())
-        {
+        for (i, new) in value.to_le_bytes().into_iter().enumerate().take(width.bytes()) {
             let at = usize::from(offset) + i;
             if let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
                 *byte = *byte & !mask | new & mask;
@@ -171,10 +136,8 @@ impl Config {
     }
 
     pub fn msi(&self) -> Option<Msi> {
-        (self.dword(MSI_CONTROL) & 1 != 0).then(|| Msi {
-            address: u64::from(self.dword(MSI_ADDRESS)),
-            data: self.dword(MSI_DATA) & 0xFFFF,
-        })
+        (self.dword(MSI_CONTROL) & 1 != 0)
+            .then(|| Msi { address: u64::from(self.dword(MSI_ADDRESS)), data: self.dword(MSI_DATA) & 0xFFFF })
     }
 
     pub fn intx_disabled(&self) -> bool {
@@ -189,11 +152,7 @@ mod tests {
     #[test]
     fn bars_size_and_keep_their_type_bits() {
         let mut c = Config::new(&Profile::default());
-        for (bar, low) in [
-            (0x10, 0xFF00_0004),
-            (0x18, 0xE000_000C),
-            (0x20, 0xFFFF_FFC1),
-        ] {
+        for (bar, low) in [(0x10, 0xFF00_0004), (0x18, 0xE000_000C), (0x20, 0xFFFF_FFC1)] {
             c.write(bar, Width::Dword, 0xFFFF_FFFF);
             assert_eq!(c.read(bar, Width::Dword), low);
         }
@@ -220,12 +179,6 @@ mod tests {
         c.write(0xB4, Width::Word, 0x41);
         assert_eq!(c.msi(), None);
         c.write(0xAE, Width::Word, 1);
-        assert_eq!(
-            c.msi(),
-            Some(Msi {
-                address: 0xFEE0_1004,
-                data: 0x41
-            })
-        );
+        assert_eq!(c.msi(), Some(Msi { address: 0xFEE0_1004, data: 0x41 }));
     }
 }

@@ -24,9 +24,7 @@ type Page = [u8; PAGE_SIZE as usize];
 
 fn dword(page: &Page, position: usize) -> u32 {
     let at = position * 4;
-    page.get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
+    page.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
 const fn register_page(lrca: GgttAddr) -> u64 {
@@ -38,21 +36,14 @@ impl Exec<'_> {
     pub fn load(&mut self, descriptor: Descriptor) {
         self.flush_deferred();
         let engine = self.state.engine;
-        self.device.trace.add(
-            self.device.now,
-            Kind::Load,
-            By::Engine(engine),
-            0,
-            descriptor.0,
-        );
+        self.device.trace.add(self.device.now, Kind::Load, By::Engine(engine), 0, descriptor.0);
         let now = self.device.now;
         let port = self.device.port(engine);
         (port.busy, port.since, port.loaded) = (true, now, now);
         self.device.counters.change(engine, |c| c.loads += 1);
         self.restore(descriptor);
         self.state.running = Some(descriptor);
-        self.device
-            .publish_running(engine, descriptor, self.state.element);
+        self.device.publish_running(engine, descriptor, self.state.element);
         self.set_root(descriptor);
         self.set_ring();
         self.state.arbitration = true;
@@ -68,9 +59,7 @@ impl Exec<'_> {
     pub fn lite_restore(&mut self, list: [Descriptor; 2]) {
         let engine = self.state.engine;
         let page = register_page(list[0].lrca());
-        let tail = self
-            .view()
-            .read_u32(Space::Global, page + 4 * value::RING_TAIL as u64);
+        let tail = self.view().read_u32(Space::Global, page + 4 * value::RING_TAIL as u64);
         self.device.set_ring(engine, ring::TAIL, tail);
         if self.state.ring.size != 0 {
             self.state.ring.tail = (tail & ring::TAIL_ADDR_MASK) % self.state.ring.size;
@@ -82,37 +71,19 @@ impl Exec<'_> {
         if list[0].0 & Descriptor::FORCE_PD_RESTORE != 0 {
             self.reload_root(list[0]);
         }
-        self.device.trace.add(
-            self.device.now,
-            Kind::Load,
-            By::Engine(engine),
-            1,
-            list[0].0,
-        );
+        self.device.trace.add(self.device.now, Kind::Load, By::Engine(engine), 1, list[0].0);
     }
 
     fn reload_root(&mut self, descriptor: Descriptor) {
         let engine = self.state.engine;
         let page = register_page(descriptor.lrca());
-        for (n, position) in [
-            value::PDP0_LDW,
-            value::PDP1_LDW,
-            value::PDP2_LDW,
-            value::PDP3_LDW,
-        ]
-        .into_iter()
-        .enumerate()
+        for (n, position) in
+            [value::PDP0_LDW, value::PDP1_LDW, value::PDP2_LDW, value::PDP3_LDW].into_iter().enumerate()
         {
-            let low = self
-                .view()
-                .read_u32(Space::Global, page + 4 * position as u64);
-            let high = self
-                .view()
-                .read_u32(Space::Global, page + 4 * position as u64 - 8);
-            self.device
-                .set_ring(engine, ring::PDP0_LDW + 8 * n as u32, low);
-            self.device
-                .set_ring(engine, ring::PDP0_UDW + 8 * n as u32, high);
+            let low = self.view().read_u32(Space::Global, page + 4 * position as u64);
+            let high = self.view().read_u32(Space::Global, page + 4 * position as u64 - 8);
+            self.device.set_ring(engine, ring::PDP0_LDW + 8 * n as u32, low);
+            self.device.set_ring(engine, ring::PDP0_UDW + 8 * n as u32, high);
         }
         self.set_root(descriptor);
     }
@@ -121,12 +92,10 @@ impl Exec<'_> {
     fn restore(&mut self, descriptor: Descriptor) {
         let engine = self.state.engine;
         let mut page: Page = [0; PAGE_SIZE as usize];
-        self.view()
-            .read(Space::Global, register_page(descriptor.lrca()), &mut page);
+        self.view().read(Space::Global, register_page(descriptor.lrca()), &mut page);
         let mut at = 0;
         while at < DWORDS {
-            let inhibit =
-                self.device.ring(engine, ring::CTX_CONTROL) & ring::CTX_RESTORE_INHIBIT != 0;
+            let inhibit = self.device.ring(engine, ring::CTX_CONTROL) & ring::CTX_RESTORE_INHIBIT != 0;
             if inhibit && at >= 0x40 {
                 return;
             }
@@ -140,9 +109,7 @@ impl Exec<'_> {
                 (0, mi::LOAD_REGISTER_IMM) => at = self.restore_group(&page, at, header),
                 (0, mi::BATCH_BUFFER_END) => return,
                 _ => {
-                    self.device
-                        .findings
-                        .add(Finding::BadImage(engine, at as u32, header));
+                    self.device.findings.add(Finding::BadImage(engine, at as u32, header));
                     return;
                 }
             }
@@ -157,8 +124,7 @@ impl Exec<'_> {
                 break;
             }
             let register = dword(page, position) & mi::REGISTER_MASK;
-            self.device
-                .restore_register(self.state.engine, register, dword(page, position + 1));
+            self.device.restore_register(self.state.engine, register, dword(page, position + 1));
         }
         at + 1 + 2 * pairs
     }
@@ -166,15 +132,8 @@ impl Exec<'_> {
     /// Takes the page directory pointers; a change makes the engine forget the process space.
     fn set_root(&mut self, descriptor: Descriptor) {
         let engine = self.state.engine;
-        let pdp = core::array::from_fn(|n| {
-            self.device
-                .regs
-                .get64(engine.base() + ring::PDP0_LDW + 8 * n as u32)
-        });
-        let root = Root {
-            pdp,
-            addressing: descriptor.addressing(),
-        };
+        let pdp = core::array::from_fn(|n| self.device.regs.get64(engine.base() + ring::PDP0_LDW + 8 * n as u32));
+        let root = Root { pdp, addressing: descriptor.addressing() };
         if root != self.state.root || descriptor.0 & Descriptor::FORCE_PD_RESTORE != 0 {
             self.device.gtt.flush_process(engine);
         }
@@ -197,9 +156,7 @@ impl Exec<'_> {
         if control & ring::CTL_VALID == 0 {
             // No ring: nothing to run.
             loaded.tail = loaded.head;
-            self.device
-                .findings
-                .add(Finding::BadImage(engine, value::RING_CTL as u32, control));
+            self.device.findings.add(Finding::BadImage(engine, value::RING_CTL as u32, control));
         }
         self.state.ring = loaded;
     }
@@ -212,10 +169,7 @@ impl Exec<'_> {
             return self.enter_per_context();
         }
         let address = u64::from(indirect & !INDIRECT_SIZE_MASK);
-        self.state.workaround = Batch {
-            address,
-            space: Space::Global,
-        };
+        self.state.workaround = Batch { address, space: Space::Global };
         self.state.workaround_end = address + u64::from(lines * CACHELINE);
         self.state.level = Level::Indirect;
     }
@@ -231,10 +185,7 @@ impl Exec<'_> {
         if pointer & PER_CTX_VALID == 0 {
             return self.resume();
         }
-        self.state.workaround = Batch {
-            address: u64::from(pointer & !0xFFF),
-            space: Space::Global,
-        };
+        self.state.workaround = Batch { address: u64::from(pointer & !0xFFF), space: Space::Global };
         self.state.level = Level::PerContext;
     }
 
@@ -243,16 +194,10 @@ impl Exec<'_> {
         let engine = self.state.engine;
         self.state.fetch.drop_window();
         self.state.level = Level::Ring;
-        if let Some(batch) =
-            self.device
-                .saved_batch(engine, ring::BB_ADDR, ring::BB_ADDR_UDW, ring::BB_STATE)
-        {
+        if let Some(batch) = self.device.saved_batch(engine, ring::BB_ADDR, ring::BB_ADDR_UDW, ring::BB_STATE) {
             self.state.first = batch;
             self.state.level = Level::First;
-            if let Some(second) =
-                self.device
-                    .saved_batch(engine, ring::SBB_ADDR, ring::SBB_ADDR_UDW, ring::SBB_STATE)
-            {
+            if let Some(second) = self.device.saved_batch(engine, ring::SBB_ADDR, ring::SBB_ADDR_UDW, ring::SBB_STATE) {
                 self.state.second = second;
                 self.state.level = Level::Second;
             }
@@ -266,36 +211,15 @@ impl Exec<'_> {
         let device = &mut *self.device;
         device.set_ring(engine, ring::HEAD, state.ring.wraps | state.ring.head);
         let control = device.ring(engine, ring::CTL) & !ring::CTL_SEMAPHORE_WAIT;
-        device.set_ring(
-            engine,
-            ring::CTL,
-            if state.waiting {
-                control | ring::CTL_SEMAPHORE_WAIT
-            } else {
-                control
-            },
-        );
+        device.set_ring(engine, ring::CTL, if state.waiting { control | ring::CTL_SEMAPHORE_WAIT } else { control });
         device.set_ring(engine, ring::IPEHR, state.last_header);
         let first = matches!(state.level, Level::First | Level::Second).then_some(state.first);
-        device.set_batch(
-            engine,
-            ring::BB_ADDR,
-            ring::BB_ADDR_UDW,
-            ring::BB_STATE,
-            first,
-        );
+        device.set_batch(engine, ring::BB_ADDR, ring::BB_ADDR_UDW, ring::BB_STATE, first);
         let second = (state.level == Level::Second).then_some(state.second);
-        device.set_batch(
-            engine,
-            ring::SBB_ADDR,
-            ring::SBB_ADDR_UDW,
-            ring::SBB_STATE,
-            second,
-        );
+        device.set_batch(engine, ring::SBB_ADDR, ring::SBB_ADDR_UDW, ring::SBB_STATE, second);
         let (_, address) = self.cursor();
         self.device.set_ring(engine, ring::ACTHD, address as u32);
-        self.device
-            .set_ring(engine, ring::ACTHD_UDW, (address >> 32) as u32);
+        self.device.set_ring(engine, ring::ACTHD_UDW, (address >> 32) as u32);
     }
 
     /// Writes the image back. RING_TAIL belongs to software, which may have moved it on.
@@ -317,13 +241,7 @@ impl Exec<'_> {
     }
 
     fn write_image(&mut self, descriptor: Descriptor, image: &[u32]) {
-        self.device.trace.add(
-            self.device.now,
-            Kind::Save,
-            By::Engine(self.state.engine),
-            0,
-            descriptor.0,
-        );
+        self.device.trace.add(self.device.now, Kind::Save, By::Engine(self.state.engine), 0, descriptor.0);
         let mut page: Page = [0; PAGE_SIZE as usize];
         for (bytes, dword) in page.chunks_exact_mut(4).zip(image) {
             bytes.copy_from_slice(&dword.to_le_bytes());
@@ -334,11 +252,7 @@ impl Exec<'_> {
         let mut view = self.view();
         view.write(Space::Global, start, page.get(..tail).unwrap_or(&[]));
         let after = tail + 4;
-        view.write(
-            Space::Global,
-            start + after as u64,
-            page.get(after..end).unwrap_or(&[]),
-        );
+        view.write(Space::Global, start + after as u64, page.get(after..end).unwrap_or(&[]));
     }
 }
 
@@ -355,26 +269,15 @@ impl Device {
 
     fn saved_batch(&self, engine: Engine, low: u32, high: u32, state: u32) -> Option<Batch> {
         let address = self.ring(engine, low);
-        let space = if self.ring(engine, state) & ring::BB_STATE_PPGTT != 0 {
-            Space::Process
-        } else {
-            Space::Global
-        };
+        let space = if self.ring(engine, state) & ring::BB_STATE_PPGTT != 0 { Space::Process } else { Space::Global };
         let address64 = u64::from(self.ring(engine, high) & 0xFFFF) << 32 | u64::from(address & !3);
-        (address & ring::BB_ADDR_VALID != 0).then_some(Batch {
-            address: address64,
-            space,
-        })
+        (address & ring::BB_ADDR_VALID != 0).then_some(Batch { address: address64, space })
     }
 
     fn set_batch(&mut self, engine: Engine, low: u32, high: u32, state: u32, batch: Option<Batch>) {
         let (address, flags) = match batch {
             Some(batch) => {
-                let flags = if batch.space == Space::Process {
-                    ring::BB_STATE_PPGTT
-                } else {
-                    0
-                };
+                let flags = if batch.space == Space::Process { ring::BB_STATE_PPGTT } else { 0 };
                 (batch.address & !3 | u64::from(ring::BB_ADDR_VALID), flags)
             }
             None => (0, 0),
@@ -387,11 +290,7 @@ impl Device {
     /// The register page as hardware would write it now.
     fn image(&mut self, engine: Engine) -> Box<[u32]> {
         let only_ring = self.ring(engine, ring::CTX_CONTROL) & ring::CTX_SAVE_INHIBIT != 0;
-        let end = if only_ring {
-            context::RING_CONTEXT_DWORDS
-        } else {
-            context::end_position(engine) + 1
-        };
+        let end = if only_ring { context::RING_CONTEXT_DWORDS } else { context::end_position(engine) + 1 };
         let mut image = vec![0; end].into_boxed_slice();
         for group in context::layout(engine) {
             if !(group.engine_context && only_ring) {
@@ -423,9 +322,7 @@ impl Device {
         let stored = self.regs.get(register);
         match register.wrapping_sub(engine.base()) {
             ring::CTX_CONTROL => masked::exactly(stored & !ring::CTX_RESTORE_INHIBIT),
-            ring::MI_MODE => {
-                masked::exactly(stored & !(ring::MI_MODE_STOP_RING | ring::MI_MODE_IDLE))
-            }
+            ring::MI_MODE => masked::exactly(stored & !(ring::MI_MODE_STOP_RING | ring::MI_MODE_IDLE)),
             ring::CTX_TIMESTAMP => self.context_timestamp(engine),
             ring::TIMESTAMP => self.timestamp() as u32,
             _ if self.regs.class(register) == Class::Masked => masked::exactly(stored),

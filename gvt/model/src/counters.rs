@@ -26,10 +26,7 @@ pub struct Counters {
 impl Counters {
     /// The counters of one engine.
     pub fn engine(&self, engine: Engine) -> EngineCounters {
-        self.engines
-            .get(engine.index())
-            .copied()
-            .unwrap_or_default()
+        self.engines.get(engine.index()).copied().unwrap_or_default()
     }
 
     pub(crate) fn change(&mut self, engine: Engine, change: impl FnOnce(&mut EngineCounters)) {

@@ -108,13 +108,7 @@ impl Device {
     pub fn raise(&mut self, engine: Engine, bits: u32) {
         let imr = self.ring(engine, ring::IMR);
         self.irq.engine_event(engine, bits, imr);
-        self.trace.add(
-            self.now,
-            Kind::Event,
-            By::Engine(engine),
-            0,
-            u64::from(bits),
-        );
+        self.trace.add(self.now, Kind::Event, By::Engine(engine), 0, u64::from(bits));
     }
 
     /// An error of an engine: latched unless masked, and told once.
@@ -142,11 +136,7 @@ impl Device {
     pub fn context_timestamp(&mut self, engine: Engine) -> u32 {
         let now = self.now;
         let port = self.port(engine);
-        let ran = if port.busy {
-            ticks(Nanos(now.0.saturating_sub(port.since.0)))
-        } else {
-            0
-        };
+        let ran = if port.busy { ticks(Nanos(now.0.saturating_sub(port.since.0))) } else { 0 };
         port.context_time.wrapping_add(ran as u32)
     }
 }

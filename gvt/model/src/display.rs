@@ -1,9 +1,9 @@
 //! The display core as a driver sees it when nothing is connected: power wells, clocks and buses answer, no pipe runs.
 
 use gvt_defs::reg::display::{
-    self, AUX_CTL_A, DBUF_CTL, DDI_BUF_CTL_A, DDI_BUF_ENABLE, DDI_BUF_IDLE, DDI_PORTS, DPLL_STATUS,
-    GMBUS0, GMBUS1, GMBUS2, LCPLL1_CTL, LCPLL2_CTL, PIPE_STRIDE, PIPECONF_A, PIPECONF_EDP, PIPES,
-    PP_CONTROL, PP_STATUS, PWR_WELL_CTL1, PWR_WELL_CTLS, SBI_CTL_STAT, WRPLL1_CTL, WRPLL2_CTL,
+    self, AUX_CTL_A, DBUF_CTL, DDI_BUF_CTL_A, DDI_BUF_ENABLE, DDI_BUF_IDLE, DDI_PORTS, DPLL_STATUS, GMBUS0, GMBUS1,
+    GMBUS2, LCPLL1_CTL, LCPLL2_CTL, PIPE_STRIDE, PIPECONF_A, PIPECONF_EDP, PIPES, PP_CONTROL, PP_STATUS, PWR_WELL_CTL1,
+    PWR_WELL_CTLS, SBI_CTL_STAT, WRPLL1_CTL, WRPLL2_CTL,
 };
 
 use crate::device::Device;
@@ -30,20 +30,14 @@ const AUX_STICKY: u32 = AUX_DONE | AUX_TIME_OUT | 1 << 25;
 const HOTPLUG_STATUS: u32 = 0x0303_0303;
 
 /// The lock bit in DPLL_STATUS of each PLL.
-const LOCKS: [(u32, u32); 4] = [
-    (LCPLL1_CTL, 1 << 0),
-    (LCPLL2_CTL, 1 << 8),
-    (WRPLL1_CTL, 1 << 16),
-    (WRPLL2_CTL, 1 << 24),
-];
+const LOCKS: [(u32, u32); 4] =
+    [(LCPLL1_CTL, 1 << 0), (LCPLL2_CTL, 1 << 8), (WRPLL1_CTL, 1 << 16), (WRPLL2_CTL, 1 << 24)];
 
 impl Device {
     /// A write to a display register that has behaviour; others are stored.
     pub fn write_display(&mut self, offset: u32, value: u32) {
         match offset {
-            DBUF_CTL | LCPLL1_CTL | LCPLL2_CTL | WRPLL1_CTL | WRPLL2_CTL | PIPECONF_EDP => {
-                self.follow(offset, value)
-            }
+            DBUF_CTL | LCPLL1_CTL | LCPLL2_CTL | WRPLL1_CTL | WRPLL2_CTL | PIPECONF_EDP => self.follow(offset, value),
             SBI_CTL_STAT => self.regs.set(offset, value & !1),
             PP_CONTROL => {
                 self.regs.set(offset, value);
@@ -68,11 +62,7 @@ impl Device {
         }
         for port in 0..DDI_PORTS {
             if offset == DDI_BUF_CTL_A + 0x100 * port {
-                let idle = if value & DDI_BUF_ENABLE != 0 {
-                    0
-                } else {
-                    DDI_BUF_IDLE
-                };
+                let idle = if value & DDI_BUF_ENABLE != 0 { 0 } else { DDI_BUF_IDLE };
                 return self.regs.set(offset, value & !DDI_BUF_IDLE | idle);
             }
             if offset == AUX_CTL_A + 0x100 * port {
@@ -88,8 +78,7 @@ impl Device {
         self.regs.set(offset, value & !STATE | state);
         if let Some((_, lock)) = LOCKS.iter().find(|(pll, _)| *pll == offset) {
             let locks = self.regs.get(DPLL_STATUS) & !lock;
-            self.regs
-                .set(DPLL_STATUS, if state != 0 { locks | lock } else { locks });
+            self.regs.set(DPLL_STATUS, if state != 0 { locks | lock } else { locks });
         }
     }
 
@@ -97,9 +86,7 @@ impl Device {
     fn power_well(&mut self, offset: u32, value: u32) {
         self.regs.set(offset, value & WELL_REQUESTS);
         let all = (0..PWR_WELL_CTLS).map(|n| PWR_WELL_CTL1 + 4 * n);
-        let asked = all.clone().fold(0, |sum, register| {
-            sum | self.regs.get(register) & WELL_REQUESTS
-        });
+        let asked = all.clone().fold(0, |sum, register| sum | self.regs.get(register) & WELL_REQUESTS);
         for register in all {
             let own = self.regs.get(register) & WELL_REQUESTS;
             self.regs.set(register, own | asked >> 1);
@@ -109,13 +96,8 @@ impl Device {
     /// Nothing is connected: every transaction times out.
     fn aux(&mut self, offset: u32, value: u32) {
         let sticky = self.regs.get(offset) & AUX_STICKY & !value;
-        let outcome = if value & AUX_BUSY != 0 {
-            AUX_DONE | AUX_TIME_OUT
-        } else {
-            0
-        };
-        self.regs
-            .set(offset, value & !AUX_BUSY & !AUX_STICKY | sticky | outcome);
+        let outcome = if value & AUX_BUSY != 0 { AUX_DONE | AUX_TIME_OUT } else { 0 };
+        self.regs.set(offset, value & !AUX_BUSY & !AUX_STICKY | sticky | outcome);
     }
 
     /// Nothing is connected: every cycle is refused until software clears the error.

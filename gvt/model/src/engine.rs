@@ -26,10 +26,7 @@ pub(crate) struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self {
-            address: 0,
-            space: Space::Global,
-        }
+        Self { address: 0, space: Space::Global }
     }
 }
 
@@ -59,11 +56,7 @@ pub(crate) struct Ring {
 impl Ring {
     /// Bytes between head and tail.
     pub const fn pending(&self) -> u32 {
-        if self.tail >= self.head {
-            self.tail - self.head
-        } else {
-            self.size - self.head + self.tail
-        }
+        if self.tail >= self.head { self.tail - self.head } else { self.size - self.head + self.tail }
     }
 }
 
@@ -189,9 +182,7 @@ impl Exec<'_> {
             self.publish();
         }
         let commands = self.commands;
-        self.device
-            .counters
-            .change(self.state.engine, |c| c.commands += commands);
+        self.device.counters.change(self.state.engine, |c| c.commands += commands);
         progress
     }
 
@@ -211,20 +202,14 @@ impl Exec<'_> {
             if self.state.level == Level::Ring && self.state.ring.head == self.state.ring.tail {
                 return Stop::Complete;
             }
-            if self.state.level == Level::Indirect
-                && self.state.workaround.address >= self.state.workaround_end
-            {
+            if self.state.level == Level::Indirect && self.state.workaround.address >= self.state.workaround_end {
                 self.leave_indirect();
                 continue;
             }
             self.budget -= 1;
             self.commands += 1;
             let header = self.operand(0);
-            let flow = if header == 0 {
-                self.noops()
-            } else {
-                self.execute(header)
-            };
+            let flow = if header == 0 { self.noops() } else { self.execute(header) };
             if let Some(stop) = self.follow(flow) {
                 return stop;
             }
@@ -236,13 +221,7 @@ impl Exec<'_> {
     fn noops(&mut self) -> Flow {
         let (_, address) = self.cursor();
         let limit = match self.state.level {
-            Level::Ring => {
-                self.state
-                    .ring
-                    .pending()
-                    .min(self.state.ring.size - self.state.ring.head)
-                    / 4
-            }
+            Level::Ring => self.state.ring.pending().min(self.state.ring.size - self.state.ring.head) / 4,
             Level::Indirect => ((self.state.workaround_end - address) / 4) as u32,
             _ => u32::MAX,
         };
@@ -307,9 +286,7 @@ impl Exec<'_> {
     /// CTX_CONTROL lets the engine leave a context that waits for a semaphore.
     fn may_switch_away(&self) -> bool {
         let control = self.device.ring(self.state.engine, ring::CTX_CONTROL);
-        self.state.arbitration
-            && self.in_context()
-            && control & ring::CTX_INHIBIT_SYN_CTX_SWITCH == 0
+        self.state.arbitration && self.in_context() && control & ring::CTX_INHIBIT_SYN_CTX_SWITCH == 0
     }
 
     fn in_context(&self) -> bool {
@@ -321,15 +298,10 @@ impl Exec<'_> {
     pub fn cursor(&self) -> (Space, u64) {
         let state = &self.state;
         match state.level {
-            Level::Ring => (
-                Space::Global,
-                u64::from(state.ring.start.wrapping_add(state.ring.head)),
-            ),
+            Level::Ring => (Space::Global, u64::from(state.ring.start.wrapping_add(state.ring.head))),
             Level::First => (state.first.space, state.first.address),
             Level::Second => (state.second.space, state.second.address),
-            Level::Indirect | Level::PerContext => {
-                (state.workaround.space, state.workaround.address)
-            }
+            Level::Indirect | Level::PerContext => (state.workaround.space, state.workaround.address),
         }
     }
 
@@ -356,12 +328,8 @@ impl Exec<'_> {
                     state.ring.wraps = state.ring.wraps.wrapping_add(1 << 21);
                 }
             }
-            Level::First => {
-                state.first.address = state.first.address.wrapping_add(u64::from(bytes))
-            }
-            Level::Second => {
-                state.second.address = state.second.address.wrapping_add(u64::from(bytes))
-            }
+            Level::First => state.first.address = state.first.address.wrapping_add(u64::from(bytes)),
+            Level::Second => state.second.address = state.second.address.wrapping_add(u64::from(bytes)),
             Level::Indirect | Level::PerContext => {
                 state.workaround.address = state.workaround.address.wrapping_add(u64::from(bytes));
             }
@@ -376,10 +344,7 @@ impl Exec<'_> {
             if offset >= self.state.ring.size {
                 offset %= self.state.ring.size;
             }
-            (
-                Space::Global,
-                u64::from(self.state.ring.start.wrapping_add(offset)),
-            )
+            (Space::Global, u64::from(self.state.ring.start.wrapping_add(offset)))
         } else {
             let (space, address) = self.cursor();
             (space, address.wrapping_add(u64::from(4 * index)))
@@ -403,28 +368,16 @@ impl Exec<'_> {
             self.state.fetch.drop_window();
         }
         let engine = self.state.engine;
-        let mut view = View {
-            device: &mut *self.device,
-            memory: &mut *self.memory,
-            engine,
-            root: &self.state.root,
-        };
+        let mut view = View { device: &mut *self.device, memory: &mut *self.memory, engine, root: &self.state.root };
         view.device.fetch_frame = view.translate(space, address).map(|page| page.frame);
-        self.state
-            .fetch
-            .refill(space, address, |buf| view.read(space, address, buf));
+        self.state.fetch.refill(space, address, |buf| view.read(space, address, buf));
         self.state.fetch.get(space, address).unwrap_or(0)
     }
 
     /// The engine's view of memory.
     #[inline]
     pub fn view(&mut self) -> View<'_, '_> {
-        View {
-            device: &mut *self.device,
-            memory: &mut *self.memory,
-            engine: self.state.engine,
-            root: &self.state.root,
-        }
+        View { device: &mut *self.device, memory: &mut *self.memory, engine: self.state.engine, root: &self.state.root }
     }
 
     /// The engine did something that shows: a loop around it is not idle.

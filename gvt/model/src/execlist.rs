@@ -21,26 +21,13 @@ impl Exec<'_> {
         match self.state.running {
             None => {
                 self.device.port(engine).pending = None;
-                self.status(
-                    CsbEntry {
-                        status: CsbEntry::IDLE_ACTIVE,
-                        id: 0,
-                    },
-                    Some(&list),
-                );
+                self.status(CsbEntry { status: CsbEntry::IDLE_ACTIVE, id: 0 }, Some(&list));
                 self.start(list);
             }
-            Some(running)
-                if list[0].same_context(running)
-                    && !list[0].force_restore()
-                    && !self.state.halted =>
-            {
+            Some(running) if list[0].same_context(running) && !list[0].force_restore() && !self.state.halted => {
                 self.device.port(engine).pending = None;
                 self.lite_restore(list);
-                let entry = CsbEntry {
-                    status: CsbEntry::LITE_RESTORE | CsbEntry::PREEMPTED,
-                    id: running.id(),
-                };
+                let entry = CsbEntry { status: CsbEntry::LITE_RESTORE | CsbEntry::PREEMPTED, id: running.id() };
                 self.status(entry, Some(&list));
             }
             Some(_) => {}
@@ -57,10 +44,7 @@ impl Exec<'_> {
         self.device.counters.change(engine, |c| c.completions += 1);
         self.leave(done);
         if let Some(list) = self.device.port(engine).pending.take() {
-            let entry = CsbEntry {
-                status: CsbEntry::PREEMPTED | CsbEntry::COMPLETE,
-                id: done.id(),
-            };
+            let entry = CsbEntry { status: CsbEntry::PREEMPTED | CsbEntry::COMPLETE, id: done.id() };
             self.status(entry, Some(&list));
             self.start(list);
         } else {
@@ -72,19 +56,11 @@ impl Exec<'_> {
     /// The pending submission replaces the running one, which has more to do.
     pub fn preempt(&mut self) {
         let engine = self.state.engine;
-        let (Some(running), Some(list)) =
-            (self.state.running, self.device.port(engine).pending.take())
-        else {
+        let (Some(running), Some(list)) = (self.state.running, self.device.port(engine).pending.take()) else {
             return;
         };
         self.leave(running);
-        self.status(
-            CsbEntry {
-                status: CsbEntry::PREEMPTED,
-                id: running.id(),
-            },
-            Some(&list),
-        );
+        self.status(CsbEntry { status: CsbEntry::PREEMPTED, id: running.id() }, Some(&list));
         self.start(list);
         self.device.publish_status(engine);
     }
@@ -103,23 +79,11 @@ impl Exec<'_> {
     fn next_element(&mut self, reason: u32, done: Descriptor) {
         let next = self.state.list[1];
         if self.state.element == 0 && next.valid() {
-            self.status(
-                CsbEntry {
-                    status: CsbEntry::ELEMENT_SWITCH | reason,
-                    id: done.id(),
-                },
-                None,
-            );
+            self.status(CsbEntry { status: CsbEntry::ELEMENT_SWITCH | reason, id: done.id() }, None);
             self.state.element = 1;
             self.load(next);
         } else {
-            self.status(
-                CsbEntry {
-                    status: CsbEntry::ACTIVE_IDLE | reason,
-                    id: done.id(),
-                },
-                None,
-            );
+            self.status(CsbEntry { status: CsbEntry::ACTIVE_IDLE | reason, id: done.id() }, None);
         }
     }
 
@@ -155,24 +119,15 @@ impl Exec<'_> {
         self.device.check_sequence(engine, entry, promoted);
         let pointer = self.device.ring(engine, ring::CSB_PTR);
         let write = csb_next(pointer & 7);
-        self.device
-            .set_ring(engine, ring::CSB + 8 * write, entry.status);
-        self.device
-            .set_ring(engine, ring::CSB + 8 * write + 4, entry.id);
-        self.device
-            .set_ring(engine, ring::CSB_PTR, pointer & !7 | write);
+        self.device.set_ring(engine, ring::CSB + 8 * write, entry.status);
+        self.device.set_ring(engine, ring::CSB + 8 * write + 4, entry.id);
+        self.device.set_ring(engine, ring::CSB_PTR, pointer & !7 | write);
         let page = u64::from(self.device.ring(engine, ring::HWS_PGA) & !0xFFF);
         let raw = u64::from(entry.id) << 32 | u64::from(entry.status);
         let mut view = self.view();
         view.write_u64(Space::Global, page + u64::from(HWSP_CSB + 8 * write), raw);
         view.write_u32(Space::Global, page + u64::from(HWSP_CSB_WRITE), write);
-        self.device.trace.add(
-            self.device.now,
-            Kind::Status,
-            By::Engine(engine),
-            entry.status,
-            u64::from(entry.id),
-        );
+        self.device.trace.add(self.device.now, Kind::Status, By::Engine(engine), entry.status, u64::from(entry.id));
         self.device.raise(engine, event::CONTEXT_SWITCH);
     }
 }
@@ -189,22 +144,13 @@ impl Device {
         if pending {
             low |= status::LIST1_VALID | status::QUEUE_FULL | status::WRITE_POINTER;
         }
-        let keep = self.ring(engine, ring::EXECLIST_STATUS_LO)
-            & (status::ACTIVE_ELEMENT0 | status::ACTIVE_ELEMENT1);
-        self.set_ring(
-            engine,
-            ring::EXECLIST_STATUS_LO,
-            low | if busy { keep } else { 0 },
-        );
+        let keep = self.ring(engine, ring::EXECLIST_STATUS_LO) & (status::ACTIVE_ELEMENT0 | status::ACTIVE_ELEMENT1);
+        self.set_ring(engine, ring::EXECLIST_STATUS_LO, low | if busy { keep } else { 0 });
     }
 
     /// Which context runs.
     pub fn publish_running(&mut self, engine: Engine, descriptor: Descriptor, element: usize) {
-        let bit = if element == 0 {
-            status::ACTIVE_ELEMENT0
-        } else {
-            status::ACTIVE_ELEMENT1
-        };
+        let bit = if element == 0 { status::ACTIVE_ELEMENT0 } else { status::ACTIVE_ELEMENT1 };
         self.set_ring(engine, ring::EXECLIST_STATUS_LO, bit);
         self.set_ring(engine, ring::EXECLIST_STATUS_HI, descriptor.id());
         self.publish_status(engine);
@@ -218,12 +164,7 @@ impl Device {
 
     /// The rule that drivers check: an entry that promotes needs exactly one submission not yet promoted; any other
     /// needs an active element.
-    fn check_sequence(
-        &mut self,
-        engine: Engine,
-        entry: CsbEntry,
-        promoted: Option<&[Descriptor; 2]>,
-    ) {
+    fn check_sequence(&mut self, engine: Engine, entry: CsbEntry, promoted: Option<&[Descriptor; 2]>) {
         let port = self.port(engine);
         let good = match promoted {
             Some(list) => {
@@ -239,8 +180,7 @@ impl Device {
             }
         };
         if !good {
-            self.findings
-                .add(Finding::StatusSequence(engine, entry.status));
+            self.findings.add(Finding::StatusSequence(engine, entry.status));
         }
     }
 }

@@ -23,14 +23,7 @@ pub(crate) struct Fetch {
 
 impl Fetch {
     pub const fn new() -> Self {
-        Self {
-            bytes: [0; WINDOW],
-            start: 0,
-            len: 0,
-            space: Space::Global,
-            next: FIRST,
-            absent: false,
-        }
+        Self { bytes: [0; WINDOW], start: 0, len: 0, space: Space::Global, next: FIRST, absent: false }
     }
 
     /// Forgets what it holds.
@@ -47,10 +40,7 @@ impl Fetch {
             return None;
         }
         let at = at as usize;
-        self.bytes
-            .get(at..at + 4)
-            .and_then(|b| b.try_into().ok())
-            .map(u32::from_le_bytes)
+        self.bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)
     }
 
     /// How many dwords from `address` on are zero, as far as is held, `limit` at most.
@@ -61,22 +51,13 @@ impl Fetch {
             return 0;
         }
         let held = self.bytes.get(at as usize..self.len).unwrap_or(&[]);
-        held.chunks_exact(4)
-            .take(limit)
-            .take_while(|dword| **dword == [0; 4])
-            .count()
+        held.chunks_exact(4).take(limit).take_while(|dword| **dword == [0; 4]).count()
     }
 
     /// Reads a new window at `address` (dword-aligned) by `read`, within its page.
     pub fn refill(&mut self, space: Space, address: u64, read: impl FnOnce(&mut [u8]) -> Found) {
-        let follows = self.len != 0
-            && space == self.space
-            && address == self.start.wrapping_add(self.len as u64);
-        self.next = if follows {
-            (self.next * 2).min(WINDOW)
-        } else {
-            FIRST
-        };
+        let follows = self.len != 0 && space == self.space && address == self.start.wrapping_add(self.len as u64);
+        self.next = if follows { (self.next * 2).min(WINDOW) } else { FIRST };
         let room = (PAGE_SIZE - address % PAGE_SIZE) as usize;
         let len = self.next.min(room);
         (self.start, self.len, self.space) = (address, len, space);

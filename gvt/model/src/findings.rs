@@ -54,59 +54,27 @@ impl fmt::Display for Finding {
             }
             Self::Asleep(offset) => write!(f, "access to register {offset:#x} without forcewake"),
             Self::UnknownCommand(e, header, address) => {
-                write!(
-                    f,
-                    "{}: unknown command {header:#010x} at {address:#x}",
-                    e.info().name
-                )
+                write!(f, "{}: unknown command {header:#010x} at {address:#x}", e.info().name)
             }
-            Self::Unmodelled(e, header) => write!(
-                f,
-                "{}: command {header:#010x} is not modelled",
-                e.info().name
-            ),
-            Self::ElspOverrun(e) => write!(
-                f,
-                "{}: ELSP written while a submission is pending",
-                e.info().name
-            ),
+            Self::Unmodelled(e, header) => write!(f, "{}: command {header:#010x} is not modelled", e.info().name),
+            Self::ElspOverrun(e) => write!(f, "{}: ELSP written while a submission is pending", e.info().name),
             Self::BadSubmission(e) => write!(f, "{}: bad execlist submission", e.info().name),
             Self::StatusSequence(e, status) => {
-                write!(
-                    f,
-                    "{}: context status {status:#x} out of sequence",
-                    e.info().name
-                )
+                write!(f, "{}: context status {status:#x} out of sequence", e.info().name)
             }
             Self::ResetWithoutReady(e) => {
                 write!(f, "{}: reset without RESET_CTL ready", e.info().name)
             }
             Self::BadImage(e, position, dword) => {
-                write!(
-                    f,
-                    "{}: context image does not parse at dword {position:#x}: {dword:#010x}",
-                    e.info().name
-                )
+                write!(f, "{}: context image does not parse at dword {position:#x}: {dword:#010x}", e.info().name)
             }
             Self::GgttFault(address) => write!(f, "absent GGTT entry used at {address:#x}"),
-            Self::PpgttFault(e, address) => write!(
-                f,
-                "{}: absent PPGTT entry used at {address:#x}",
-                e.info().name
-            ),
+            Self::PpgttFault(e, address) => write!(f, "{}: absent PPGTT entry used at {address:#x}", e.info().name),
             Self::PartialCommand(e, header) => {
-                write!(
-                    f,
-                    "{}: command {header:#010x} runs over the ring's tail",
-                    e.info().name
-                )
+                write!(f, "{}: command {header:#010x} runs over the ring's tail", e.info().name)
             }
             Self::Privilege(e, header, register) => {
-                write!(
-                    f,
-                    "{}: unprivileged batch used {header:#010x}, register {register:#x}",
-                    e.info().name
-                )
+                write!(f, "{}: unprivileged batch used {header:#010x}, register {register:#x}", e.info().name)
             }
             Self::BusError(address) => write!(f, "no memory at {address:#x}"),
             Self::Dropped(n) => write!(f, "{n} further findings"),

@@ -53,12 +53,8 @@ impl Progress {
     const fn merge(self, other: Self) -> Self {
         match (self, other) {
             (Self::Busy, _) | (_, Self::Busy) => Self::Busy,
-            (Self::WaitUntil(a), Self::WaitUntil(b)) => {
-                Self::WaitUntil(if a.0 < b.0 { a } else { b })
-            }
-            (Self::WaitUntil(t), Self::Idle) | (Self::Idle, Self::WaitUntil(t)) => {
-                Self::WaitUntil(t)
-            }
+            (Self::WaitUntil(a), Self::WaitUntil(b)) => Self::WaitUntil(if a.0 < b.0 { a } else { b }),
+            (Self::WaitUntil(t), Self::Idle) | (Self::Idle, Self::WaitUntil(t)) => Self::WaitUntil(t),
             (Self::Idle, Self::Idle) => Self::Idle,
         }
     }
@@ -122,14 +118,7 @@ impl Gpu {
     }
 
     /// Reads from a BAR; any length and alignment. Only the aperture needs memory. Engines do not run.
-    pub fn bar_read(
-        &mut self,
-        memory: &mut dyn Memory,
-        bar: Bar,
-        offset: u64,
-        buf: &mut [u8],
-        now: Nanos,
-    ) {
+    pub fn bar_read(&mut self, memory: &mut dyn Memory, bar: Bar, offset: u64, buf: &mut [u8], now: Nanos) {
         self.device.now = now;
         match bar {
             Bar::Gttmmadr => self.mmio_read(offset, buf),
@@ -143,20 +132,11 @@ impl Gpu {
     }
 
     /// Writes to a BAR; any length and alignment. Only the aperture needs memory. Engines do not run.
-    pub fn bar_write(
-        &mut self,
-        memory: &mut dyn Memory,
-        bar: Bar,
-        offset: u64,
-        data: &[u8],
-        now: Nanos,
-    ) {
+    pub fn bar_write(&mut self, memory: &mut dyn Memory, bar: Bar, offset: u64, data: &[u8], now: Nanos) {
         self.device.now = now;
         match bar {
             Bar::Gttmmadr => self.mmio_write(offset, data),
-            Bar::Gmadr if self.fits(bar, offset, data.len()) => {
-                self.device.aperture_write(memory, offset, data)
-            }
+            Bar::Gmadr if self.fits(bar, offset, data.len()) => self.device.aperture_write(memory, offset, data),
             Bar::Gmadr | Bar::Io => {}
         }
         self.after_access();
@@ -184,9 +164,7 @@ impl Gpu {
 
     /// Writes a global page-table entry.
     pub fn ggtt_write(&mut self, index: u32, pte: u64) {
-        self.device
-            .trace
-            .add(self.device.now, Kind::Gtt, By::Host, index, pte);
+        self.device.trace.add(self.device.now, Kind::Gtt, By::Host, index, pte);
         self.device.gtt.set_entry(index, pte);
     }
 
@@ -198,13 +176,7 @@ impl Gpu {
             if !self.device.profile.engines.has(state.engine) {
                 continue;
             }
-            let mut exec = Exec {
-                state,
-                device: &mut self.device,
-                memory: &mut *memory,
-                budget,
-                commands: 0,
-            };
+            let mut exec = Exec { state, device: &mut self.device, memory: &mut *memory, budget, commands: 0 };
             progress = progress.merge(exec.slice());
             self.device.fetch_frame = None;
             self.device.fetch_stale = false;
@@ -257,11 +229,7 @@ impl Gpu {
         for engine in Engine::ALL {
             let now = self.device.now;
             let port = self.device.port(engine);
-            let running = if port.busy {
-                now.0.saturating_sub(port.loaded.0)
-            } else {
-                0
-            };
+            let running = if port.busy { now.0.saturating_sub(port.loaded.0) } else { 0 };
             counters.change(engine, |c| c.busy += running);
         }
         counters
@@ -273,9 +241,7 @@ impl Gpu {
     }
 
     fn fits(&self, bar: Bar, offset: u64, len: usize) -> bool {
-        offset
-            .checked_add(len as u64)
-            .is_some_and(|end| end <= self.bar_size(bar))
+        offset.checked_add(len as u64).is_some_and(|end| end <= self.bar_size(bar))
     }
 
     /// What an access or a slice asked for: resets, an interrupt.
@@ -284,9 +250,7 @@ impl Gpu {
         if self.device.irq.take_edge() {
             self.interrupt = true;
             let pending = u64::from(self.device.irq.pending());
-            self.device
-                .trace
-                .add(self.device.now, Kind::Interrupt, By::Host, 0, pending);
+            self.device.trace.add(self.device.now, Kind::Interrupt, By::Host, 0, pending);
         }
     }
 
@@ -297,11 +261,7 @@ impl Gpu {
             let within = (at & 3) as usize;
             let (piece, tail) = rest.split_at_mut((4 - within).min(rest.len()));
             let bytes = self.mmio_dword(at & !3).to_le_bytes();
-            piece.copy_from_slice(
-                bytes
-                    .get(within..within + piece.len())
-                    .unwrap_or(&[0xFF; 4]),
-            );
+            piece.copy_from_slice(bytes.get(within..within + piece.len()).unwrap_or(&[0xFF; 4]));
             at = at.wrapping_add(piece.len() as u64);
             rest = tail;
         }
@@ -337,16 +297,11 @@ impl Gpu {
 
     /// A write narrower than a register keeps the register's other bytes, where it has any to keep.
     fn register_bytes(&mut self, offset: u32, within: usize, piece: &[u8]) {
-        let mut bytes = if piece.len() < 4 {
-            self.device.kept_bytes(offset).to_le_bytes()
-        } else {
-            [0; 4]
-        };
+        let mut bytes = if piece.len() < 4 { self.device.kept_bytes(offset).to_le_bytes() } else { [0; 4] };
         if let Some(slot) = bytes.get_mut(within..within + piece.len()) {
             slot.copy_from_slice(piece);
         }
-        self.device
-            .write_register(offset, u32::from_le_bytes(bytes), By::Host);
+        self.device.write_register(offset, u32::from_le_bytes(bytes), By::Host);
     }
 
     fn gtt_write(&mut self, offset: u64, data: &[u8]) {

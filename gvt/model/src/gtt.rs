@@ -9,8 +9,8 @@ use gvt_defs::{ENGINES, Engine, Hpa, PAGE_SIZE};
 /// Entries of the global table: 8 MiB of them map 4 GiB.
 pub(crate) const GGTT_ENTRIES: usize = 1 << 20;
 
-/// Sets of a TLB; direct-mapped. Far more than silicon has: a stale entry should stay visible.
-const SETS: usize = 4096;
+/// Entries of a TLB. Far more than silicon has: a stale entry should stay visible.
+const SLOTS: usize = 8192;
 
 /// A translated page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,36 +43,36 @@ pub(crate) struct Tlb {
 
 impl Tlb {
     fn new() -> Self {
-        Self {
-            entries: vec![Entry::default(); SETS],
-            generation: 1,
-        }
+        Self { entries: vec![Entry::default(); SLOTS], generation: 1 }
+    }
+
+    /// The two slots in which a page may be remembered: neighbours are neighbours in the first; the second spreads
+    /// surfaces that lie a power of two apart.
+    #[inline]
+    const fn slots(number: u64) -> [usize; 2] {
+        let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - SLOTS.trailing_zeros());
+        [number as usize & (SLOTS - 1), spread as usize]
     }
 
     #[inline]
-    const fn set(number: u64) -> usize {
-        ((number ^ number >> 12) as usize) & (SETS - 1)
+    fn at(&self, slot: usize, number: u64) -> Option<Page> {
+        let entry = self.entries.get(slot)?;
+        (entry.generation == self.generation && entry.number == number)
+            .then_some(Page { frame: Hpa(entry.frame), writable: entry.writable })
     }
 
     #[inline]
     pub fn find(&self, number: u64) -> Option<Page> {
-        let entry = self.entries.get(Self::set(number))?;
-        (entry.generation == self.generation && entry.number == number).then_some(Page {
-            frame: Hpa(entry.frame),
-            writable: entry.writable,
-        })
+        let [first, second] = Self::slots(number);
+        self.at(first, number).or_else(|| self.at(second, number))
     }
 
-    #[inline]
     pub fn insert(&mut self, number: u64, page: Page) {
         let generation = self.generation;
-        if let Some(slot) = self.entries.get_mut(Self::set(number)) {
-            *slot = Entry {
-                number,
-                frame: page.frame.0,
-                generation,
-                writable: page.writable,
-            };
+        let [first, second] = Self::slots(number);
+        let taken = self.entries.get(first).is_some_and(|e| e.generation == generation && e.number != number);
+        if let Some(slot) = self.entries.get_mut(if taken { second } else { first }) {
+            *slot = Entry { number, frame: page.frame.0, generation, writable: page.writable };
         }
     }
 
@@ -108,15 +108,8 @@ pub(crate) enum Looker {
 
 impl Gtt {
     pub fn new() -> Self {
-        let tlb = |_| EngineTlb {
-            global: Tlb::new(),
-            process: Tlb::new(),
-        };
-        Self {
-            entries: vec![0; GGTT_ENTRIES],
-            engines: core::array::from_fn(tlb),
-            aperture: Tlb::new(),
-        }
+        let tlb = |_| EngineTlb { global: Tlb::new(), process: Tlb::new() };
+        Self { entries: vec![0; GGTT_ENTRIES], engines: core::array::from_fn(tlb), aperture: Tlb::new() }
     }
 
     pub fn entry(&self, index: u32) -> u64 {
@@ -131,9 +124,7 @@ impl Gtt {
     }
 
     pub fn process_tlb(&mut self, engine: Engine) -> Option<&mut Tlb> {
-        self.engines
-            .get_mut(engine.index())
-            .map(|tlb| &mut tlb.process)
+        self.engines.get_mut(engine.index()).map(|tlb| &mut tlb.process)
     }
 
     /// Translates a global address. Absent entries are not remembered.
@@ -148,10 +139,7 @@ impl Gtt {
             return Some(page);
         }
         let pte = GgttPte(self.entries.get(number as usize).copied()?);
-        let page = pte.present().then(|| Page {
-            frame: pte.frame(),
-            writable: true,
-        })?;
+        let page = pte.present().then(|| Page { frame: pte.frame(), writable: true })?;
         tlb.insert(u64::from(number), page);
         Some(page)
     }
@@ -189,40 +177,19 @@ mod tests {
         let mut gtt = Gtt::new();
         let rcs = Looker::Engine(Engine::Rcs);
         gtt.set_entry(3, 0x5001);
-        assert_eq!(
-            gtt.translate(rcs, 0x3010).map(|p| p.at(0x3010)),
-            Some(Hpa(0x5010))
-        );
+        assert_eq!(gtt.translate(rcs, 0x3010).map(|p| p.at(0x3010)), Some(Hpa(0x5010)));
         gtt.set_entry(3, 0x6001);
-        assert_eq!(
-            gtt.translate(rcs, 0x3000).map(|p| p.frame),
-            Some(Hpa(0x5000)),
-            "remembered"
-        );
-        assert_eq!(
-            gtt.translate(Looker::Aperture, 0x3000).map(|p| p.frame),
-            Some(Hpa(0x6000))
-        );
+        assert_eq!(gtt.translate(rcs, 0x3000).map(|p| p.frame), Some(Hpa(0x5000)), "remembered");
+        assert_eq!(gtt.translate(Looker::Aperture, 0x3000).map(|p| p.frame), Some(Hpa(0x6000)));
         gtt.flush_process(Engine::Rcs);
         gtt.flush_engine(Engine::Bcs);
-        assert_eq!(
-            gtt.translate(rcs, 0x3000).map(|p| p.frame),
-            Some(Hpa(0x5000)),
-            "others' flushes"
-        );
+        assert_eq!(gtt.translate(rcs, 0x3000).map(|p| p.frame), Some(Hpa(0x5000)), "others' flushes");
         gtt.flush_global();
-        assert_eq!(
-            gtt.translate(rcs, 0x3000).map(|p| p.frame),
-            Some(Hpa(0x6000))
-        );
+        assert_eq!(gtt.translate(rcs, 0x3000).map(|p| p.frame), Some(Hpa(0x6000)));
         gtt.set_entry(3, 0);
         gtt.flush_engine(Engine::Rcs);
         assert_eq!(gtt.translate(rcs, 0x3000), None);
         gtt.set_entry(3, 0x7001);
-        assert_eq!(
-            gtt.translate(rcs, 0x3000).map(|p| p.frame),
-            Some(Hpa(0x7000)),
-            "absence is not remembered"
-        );
+        assert_eq!(gtt.translate(rcs, 0x3000).map(|p| p.frame), Some(Hpa(0x7000)), "absence is not remembered");
     }
 }

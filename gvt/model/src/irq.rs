@@ -17,13 +17,7 @@ struct Bank {
     queued: u32,
 }
 
-const RESET: Bank = Bank {
-    isr: 0,
-    imr: 0xFFFF_FFFF,
-    iir: 0,
-    ier: 0,
-    queued: 0,
-};
+const RESET: Bank = Bank { isr: 0, imr: 0xFFFF_FFFF, iir: 0, ier: 0, queued: 0 };
 
 pub(crate) struct Irq {
     banks: [Bank; COUNT],
@@ -35,20 +29,12 @@ pub(crate) struct Irq {
 
 impl Irq {
     pub const fn new() -> Self {
-        Self {
-            banks: [RESET; COUNT],
-            enabled: false,
-            level: 0,
-            edge: false,
-        }
+        Self { banks: [RESET; COUNT], enabled: false, level: 0, edge: false }
     }
 
     /// Index and register of the bank that holds `offset`.
     pub fn find(offset: u32) -> Option<(usize, u32)> {
-        BANKS
-            .iter()
-            .position(|bank| bank.base == offset & !0xF)
-            .map(|i| (i, offset & 0xC))
+        BANKS.iter().position(|bank| bank.base == offset & !0xF).map(|i| (i, offset & 0xC))
     }
 
     pub fn read(&self, index: usize, register: u32) -> u32 {

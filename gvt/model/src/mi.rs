@@ -31,9 +31,7 @@ impl Exec<'_> {
             mi::CONDITIONAL_BATCH_BUFFER_END => return self.conditional_end(header, dwords),
             _ => {}
         }
-        if !self.privileged()
-            && mi_command(header).is_some_and(|c| c.privilege == Privilege::Privileged)
-        {
+        if !self.privileged() && mi_command(header).is_some_and(|c| c.privilege == Privilege::Privileged) {
             self.violation(header, 0);
             return Flow::Next(dwords);
         }
@@ -74,8 +72,7 @@ impl Exec<'_> {
 
     fn noop(&mut self, header: u32) -> Flow {
         if header & mi::NOOP_WRITE_ID != 0 && self.privileged() {
-            self.device
-                .set_ring(self.state.engine, ring::NOPID, header & 0x3F_FFFF);
+            self.device.set_ring(self.state.engine, ring::NOPID, header & 0x3F_FFFF);
         }
         Flow::Next(1)
     }
@@ -100,15 +97,10 @@ impl Exec<'_> {
         }
         let mut address = self.operand64(1) & 0xFFFF_FFFF_FFFC;
         if header & mi::BB_ADD_OFFSET != 0 {
-            address =
-                address.wrapping_add(u64::from(self.device.ring(engine, ring::BB_OFFSET) & !3));
+            address = address.wrapping_add(u64::from(self.device.ring(engine, ring::BB_OFFSET) & !3));
         }
         // What is unprivileged stays so.
-        let space = if header & mi::BB_PPGTT != 0 || !self.privileged() {
-            Space::Process
-        } else {
-            Space::Global
-        };
+        let space = if header & mi::BB_PPGTT != 0 || !self.privileged() { Space::Process } else { Space::Global };
         let target = Batch { address, space };
         let (_, here) = self.cursor();
         match self.state.level {
@@ -150,16 +142,8 @@ impl Exec<'_> {
             (self.view().read_u32(space, address), u32::MAX)
         };
         // Code 0 is what older parts do always: go on while memory is greater.
-        let go_on = compare(
-            header >> mi::SEMAPHORE_COMPARE_SHIFT,
-            u64::from(value & mask),
-            u64::from(data),
-        );
-        if go_on {
-            Flow::Next(dwords)
-        } else {
-            self.batch_end()
-        }
+        let go_on = compare(header >> mi::SEMAPHORE_COMPARE_SHIFT, u64::from(value & mask), u64::from(data));
+        if go_on { Flow::Next(dwords) } else { self.batch_end() }
     }
 
     fn set_predicate(&mut self, header: u32) -> Flow {
@@ -202,26 +186,20 @@ impl Exec<'_> {
             3 => !combined,
             _ => old,
         };
-        self.device
-            .set_ring(engine, ring::MI_PREDICATE_RESULT, u32::from(result));
-        self.device
-            .set_ring(engine, ring::MI_PREDICATE_RESULT_1, u32::from(result));
+        self.device.set_ring(engine, ring::MI_PREDICATE_RESULT, u32::from(result));
+        self.device.set_ring(engine, ring::MI_PREDICATE_RESULT_1, u32::from(result));
         Flow::Next(1)
     }
 
     fn semaphore_wait(&mut self, header: u32, dwords: u32) -> Flow {
         let engine = self.state.engine;
-        if self.state.waiting
-            && header & mi::SEMAPHORE_POLL == 0
-            && self.device.port(engine).signal.is_none()
-        {
+        if self.state.waiting && header & mi::SEMAPHORE_POLL == 0 && self.device.port(engine).signal.is_none() {
             return Flow::Wait;
         }
         let data = self.operand(1);
         let address = self.operand64(2) & 0xFFFF_FFFF_FFFC;
         let value = if header & mi::SEMAPHORE_REGISTER_POLL != 0 {
-            self.device
-                .read_register(address as u32 & mi::REGISTER_MASK, self.by())
+            self.device.read_register(address as u32 & mi::REGISTER_MASK, self.by())
         } else {
             let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
                 return Flow::Next(dwords);
@@ -229,11 +207,7 @@ impl Exec<'_> {
             self.view().read_u32(space, address)
         };
         self.device.port(engine).signal = None;
-        if compare(
-            header >> mi::SEMAPHORE_COMPARE_SHIFT,
-            u64::from(value),
-            u64::from(data),
-        ) {
+        if compare(header >> mi::SEMAPHORE_COMPARE_SHIFT, u64::from(value), u64::from(data)) {
             self.state.waiting = false;
             self.effect();
             return Flow::Next(dwords);

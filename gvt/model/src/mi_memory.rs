@@ -11,9 +11,7 @@ const REPORT: usize = 256;
 impl Exec<'_> {
     /// The context's status page, where "store data index" writes go.
     pub fn status_page(&self) -> u64 {
-        self.state
-            .running
-            .map_or(0, |running| u64::from(running.lrca().0))
+        self.state.running.map_or(0, |running| u64::from(running.lrca().0))
     }
 
     pub fn store_data_imm(&mut self, header: u32, dwords: u32) -> Flow {
@@ -28,8 +26,7 @@ impl Exec<'_> {
             // Without the qword flag a longer command stores a run of dwords.
             for i in 0..dwords.saturating_sub(3).max(1) {
                 let data = self.operand(3 + i);
-                self.view()
-                    .write_u32(space, address.wrapping_add(u64::from(4 * i)), data);
+                self.view().write_u32(space, address.wrapping_add(u64::from(4 * i)), data);
             }
             self.budget = self.budget.saturating_sub(dwords / 8);
         }
@@ -60,10 +57,8 @@ impl Exec<'_> {
     }
 
     pub fn copy_mem_mem(&mut self, header: u32, dwords: u32) -> Flow {
-        let (to_global, from_global) = (
-            header & mi::COPY_DESTINATION_GLOBAL_GTT != 0,
-            header & mi::COPY_SOURCE_GLOBAL_GTT != 0,
-        );
+        let (to_global, from_global) =
+            (header & mi::COPY_DESTINATION_GLOBAL_GTT != 0, header & mi::COPY_SOURCE_GLOBAL_GTT != 0);
         let Some(to) = self.space(header, to_global) else {
             return Flow::Next(dwords);
         };
@@ -113,16 +108,9 @@ impl Exec<'_> {
         let operation = header >> 8 & 0xFF;
         let wide = header >> 19 & 3 != 0 || operation & 0x20 != 0;
         // Two operands: interleaved in the command by dword, or in GPR 0 and 1.
-        let (one, two) = if inline {
-            (self.interleaved(3), self.interleaved(4))
-        } else {
-            (self.gpr(0), self.gpr(1))
-        };
-        let old = if wide {
-            self.view().read_u64(space, address)
-        } else {
-            u64::from(self.view().read_u32(space, address))
-        };
+        let (one, two) = if inline { (self.interleaved(3), self.interleaved(4)) } else { (self.gpr(0), self.gpr(1)) };
+        let old =
+            if wide { self.view().read_u64(space, address) } else { u64::from(self.view().read_u32(space, address)) };
         let new = atomic_result(operation, wide, old, one, two);
         if wide {
             self.view().write_u64(space, address, new);

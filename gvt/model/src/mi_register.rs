@@ -40,9 +40,7 @@ impl Exec<'_> {
     /// Reads a register for a command. Reads are not restricted.
     pub fn command_read(&mut self, register: u32) -> u32 {
         let register = register & mi::REGISTER_MASK;
-        if Engine::of_register(register)
-            .is_some_and(|(engine, local)| engine == self.state.engine && local < 0x200)
-        {
+        if Engine::of_register(register).is_some_and(|(engine, local)| engine == self.state.engine && local < 0x200) {
             self.publish();
         }
         let by = self.by();
@@ -79,9 +77,7 @@ impl Exec<'_> {
     }
 
     pub fn store_register_mem(&mut self, header: u32, dwords: u32) -> Flow {
-        let predicate = self
-            .device
-            .ring(self.state.engine, ring::MI_PREDICATE_RESULT);
+        let predicate = self.device.ring(self.state.engine, ring::MI_PREDICATE_RESULT);
         if header & mi::PREDICATE_ENABLE != 0 && predicate & 1 == 0 {
             return Flow::Next(dwords);
         }
@@ -97,17 +93,12 @@ impl Exec<'_> {
 
     /// A general purpose register.
     pub fn gpr(&self, index: u32) -> u64 {
-        self.device
-            .regs
-            .get64(self.state.engine.base() + ring::GPR + 8 * (index % ring::GPRS))
+        self.device.regs.get64(self.state.engine.base() + ring::GPR + 8 * (index % ring::GPRS))
     }
 
     /// Stores a general purpose register.
     pub fn set_gpr(&mut self, index: u32, value: u64) {
-        self.device.regs.set64(
-            self.state.engine.base() + ring::GPR + 8 * (index % ring::GPRS),
-            value,
-        );
+        self.device.regs.set64(self.state.engine.base() + ring::GPR + 8 * (index % ring::GPRS), value);
     }
 
     /// MI_MATH: a program for the 64-bit ALU.
@@ -115,11 +106,7 @@ impl Exec<'_> {
         let mut alu = Alu::default();
         for i in 1..dwords {
             let instruction = self.operand(i);
-            let (opcode, one, two) = (
-                instruction >> 20,
-                instruction >> 10 & 0x3FF,
-                instruction & 0x3FF,
-            );
+            let (opcode, one, two) = (instruction >> 20, instruction >> 10 & 0x3FF, instruction & 0x3FF);
             match opcode {
                 mi::math::LOAD => alu.load(one, self.math_source(&alu, two)),
                 mi::math::LOADINV => alu.load(one, !self.math_source(&alu, two)),
@@ -135,11 +122,7 @@ impl Exec<'_> {
     }
 
     fn math_source(&self, alu: &Alu, operand: u32) -> u64 {
-        if operand < ring::GPRS {
-            self.gpr(operand)
-        } else {
-            alu.read(operand)
-        }
+        if operand < ring::GPRS { self.gpr(operand) } else { alu.read(operand) }
     }
 
     fn math_store(&mut self, operand: u32, value: u64) {

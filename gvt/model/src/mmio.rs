@@ -25,15 +25,13 @@ impl Device {
             _ => self.regs.get(offset),
         };
         self.lint(offset, by);
-        self.trace
-            .add(self.now, Kind::Read, by, offset, u64::from(value));
+        self.trace.add(self.now, Kind::Read, by, offset, u64::from(value));
         value
     }
 
     /// Writes the register at a dword-aligned offset.
     pub fn write_register(&mut self, offset: u32, value: u32, by: By) {
-        self.trace
-            .add(self.now, Kind::Write, by, offset, u64::from(value));
+        self.trace.add(self.now, Kind::Write, by, offset, u64::from(value));
         self.lint(offset, by);
         self.store(offset, value);
     }
@@ -42,9 +40,7 @@ impl Device {
     pub fn store(&mut self, offset: u32, value: u32) {
         match self.regs.class(offset) {
             Class::Plain => self.regs.set(offset, value),
-            Class::Masked => self
-                .regs
-                .set(offset, masked::apply(self.regs.get(offset), value)),
+            Class::Masked => self.regs.set(offset, masked::apply(self.regs.get(offset), value)),
             Class::ReadOnly => {}
             Class::WriteOneToClear => self.regs.set(offset, self.regs.get(offset) & !value),
             Class::Handler => self.write_handler(offset, value),
@@ -77,11 +73,7 @@ impl Device {
         let up = |ack| self.regs.get(ack) & 0xFFFF != 0;
         let shadowed = Engine::of_register(offset)
             .is_some_and(|(_, local)| matches!(local, ring::TAIL | ring::ELSP | ring::CSB_PTR));
-        if shadowed
-            || forcewake::DOMAINS
-                .iter()
-                .any(|(request, ack)| offset == *request || offset == *ack)
-        {
+        if shadowed || forcewake::DOMAINS.iter().any(|(request, ack)| offset == *request || offset == *ack) {
             return true;
         }
         match forcewake::domain_of(offset) {
@@ -89,9 +81,7 @@ impl Device {
             Some(forcewake::Domain::Render) => up(forcewake::RENDER_ACK),
             Some(forcewake::Domain::Gt) => up(forcewake::GT_ACK) || matches!(offset, reg::RPNSWREQ),
             Some(forcewake::Domain::Media) => up(forcewake::MEDIA_ACK),
-            Some(forcewake::Domain::RenderMedia) => {
-                up(forcewake::RENDER_ACK) && up(forcewake::MEDIA_ACK)
-            }
+            Some(forcewake::Domain::RenderMedia) => up(forcewake::RENDER_ACK) && up(forcewake::MEDIA_ACK),
         }
     }
 
@@ -115,13 +105,8 @@ impl Device {
             ring::MI_MODE => {
                 let mode = self.ring(engine, local) & !ring::MI_MODE_IDLE;
                 let port = self.port(engine);
-                let at_rest =
-                    !port.busy && port.pending.is_none() || mode & ring::MI_MODE_STOP_RING != 0;
-                if at_rest {
-                    mode | ring::MI_MODE_IDLE
-                } else {
-                    mode
-                }
+                let at_rest = !port.busy && port.pending.is_none() || mode & ring::MI_MODE_STOP_RING != 0;
+                if at_rest { mode | ring::MI_MODE_IDLE } else { mode }
             }
             ring::TIMESTAMP => self.timestamp() as u32,
             ring::TIMESTAMP_UDW => (self.timestamp() >> 32) as u32,
@@ -153,10 +138,7 @@ impl Device {
     }
 
     fn write_other(&mut self, offset: u32, value: u32) {
-        if let Some(info) = gvt_defs::engine::INFO
-            .iter()
-            .find(|info| info.tlb == offset)
-        {
+        if let Some(info) = gvt_defs::engine::INFO.iter().find(|info| info.tlb == offset) {
             if value & reg::TLB_INVALIDATE != 0 {
                 self.gtt.flush_engine(info.engine);
             }
@@ -189,8 +171,7 @@ impl Device {
                 self.latch_errors(engine);
             }
             ring::RESET_CTL => {
-                let asked =
-                    masked::apply(self.ring(engine, local), value) & ring::RESET_CTL_REQUEST;
+                let asked = masked::apply(self.ring(engine, local), value) & ring::RESET_CTL_REQUEST;
                 let ready = if asked != 0 { ring::RESET_CTL_READY } else { 0 };
                 self.set_ring(engine, local, asked | ready);
             }
@@ -218,24 +199,12 @@ impl Device {
         }
         port.elsp_count = 0;
         let [high1, low1, high0, low0] = port.elsp;
-        self.submit(
-            engine,
-            [
-                Descriptor::from_parts(low0, high0),
-                Descriptor::from_parts(low1, high1),
-            ],
-        );
+        self.submit(engine, [Descriptor::from_parts(low0, high0), Descriptor::from_parts(low1, high1)]);
     }
 
     fn submit(&mut self, engine: Engine, list: [Descriptor; 2]) {
         for (i, descriptor) in list.iter().enumerate() {
-            self.trace.add(
-                self.now,
-                Kind::Submit,
-                By::Engine(engine),
-                i as u32,
-                descriptor.0,
-            );
+            self.trace.add(self.now, Kind::Submit, By::Engine(engine), i as u32, descriptor.0);
         }
         let [first, second] = list;
         if !first.valid() || second.valid() && first.lrca() == second.lrca() {

@@ -11,15 +11,8 @@ const LATENCY_HIGH: u32 = 0x6151_4B3D;
 impl Device {
     /// A write to the mailbox: runs the command and leaves an error code with bit 31 clear.
     pub fn pcode(&mut self, value: u32) {
-        let error = if value & reg::PCODE_READY != 0 {
-            self.pcode_command(value & 0xFF)
-        } else {
-            value & 0xFF
-        };
-        self.regs.set(
-            reg::PCODE_MAILBOX,
-            value & !reg::PCODE_READY & !0xFF | error,
-        );
+        let error = if value & reg::PCODE_READY != 0 { self.pcode_command(value & 0xFF) } else { value & 0xFF };
+        self.regs.set(reg::PCODE_MAILBOX, value & !reg::PCODE_READY & !0xFF | error);
     }
 
     fn pcode_command(&mut self, command: u32) -> u32 {

@@ -16,22 +16,12 @@ pub struct Ram {
 impl Ram {
     /// `bytes` of memory at `base`.
     pub fn new(base: Hpa, bytes: usize) -> Self {
-        Self {
-            base: base.0,
-            bytes: vec![0; bytes],
-        }
+        Self { base: base.0, bytes: vec![0; bytes] }
     }
 
     fn range(&self, hpa: Hpa, len: usize) -> Result<core::ops::Range<usize>, BusError> {
-        let start = hpa
-            .0
-            .checked_sub(self.base)
-            .and_then(|s| usize::try_from(s).ok())
-            .ok_or(BusError)?;
-        let end = start
-            .checked_add(len)
-            .filter(|end| *end <= self.bytes.len())
-            .ok_or(BusError)?;
+        let start = hpa.0.checked_sub(self.base).and_then(|s| usize::try_from(s).ok()).ok_or(BusError)?;
+        let end = start.checked_add(len).filter(|end| *end <= self.bytes.len()).ok_or(BusError)?;
         Ok(start..end)
     }
 
@@ -79,10 +69,7 @@ impl Memory for Ram {
 
     fn write(&mut self, hpa: Hpa, data: &[u8]) -> Result<(), BusError> {
         let range = self.range(hpa, data.len())?;
-        self.bytes
-            .get_mut(range)
-            .ok_or(BusError)?
-            .copy_from_slice(data);
+        self.bytes.get_mut(range).ok_or(BusError)?.copy_from_slice(data);
         Ok(())
     }
 }

@@ -77,10 +77,7 @@ impl Recorder {
     }
 
     pub fn start(&mut self) {
-        *self = Self {
-            on: true,
-            ..Self::default()
-        };
+        *self = Self { on: true, ..Self::default() };
     }
 
     pub fn stop(&mut self) {
@@ -93,32 +90,19 @@ impl Recorder {
             for bit in 0..64 {
                 let (read, written) = (chunk.read >> bit & 1 != 0, chunk.written >> bit & 1 != 0);
                 if read || written {
-                    push(
-                        &mut ranges,
-                        TouchedRange {
-                            first: number * 64 + bit,
-                            frames: 1,
-                            read,
-                            written,
-                        },
-                    );
+                    push(&mut ranges, TouchedRange { first: number * 64 + bit, frames: 1, read, written });
                 }
             }
         }
         self.last = None;
-        Touched {
-            ranges,
-            overflow: core::mem::take(&mut self.overflow),
-        }
+        Touched { ranges, overflow: core::mem::take(&mut self.overflow) }
     }
 }
 
 fn push(ranges: &mut Vec<TouchedRange>, next: TouchedRange) {
     match ranges.last_mut() {
         Some(last)
-            if last.first + last.frames == next.first
-                && last.read == next.read
-                && last.written == next.written =>
+            if last.first + last.frames == next.first && last.read == next.read && last.written == next.written =>
         {
             last.frames += 1;
         }
@@ -141,11 +125,7 @@ mod tests {
         }
         r.note(Hpa(64 << 12), Touch::Read);
         let t = r.take();
-        let firsts: Vec<_> = t
-            .ranges
-            .iter()
-            .map(|r| (r.first, r.frames, r.read))
-            .collect();
+        let firsts: Vec<_> = t.ranges.iter().map(|r| (r.first, r.frames, r.read)).collect();
         assert_eq!(firsts, [(62, 2, false), (64, 1, true), (65, 2, false)]);
         assert!(!t.overflow && r.take().ranges.is_empty());
     }

@@ -68,76 +68,28 @@ const GLOBAL: &[(u32, u32, Class)] = &[
     (reg::FUSE2, reg::FUSE2 + 4, Class::ReadOnly),
     (reg::EU_DISABLE0, reg::EU_DISABLE2 + 4, Class::ReadOnly),
     (reg::RC6_CTX_INFO, reg::RC6_CTX_INFO + 4, Class::ReadOnly),
-    (
-        reg::GT_THREAD_STATUS,
-        reg::GT_THREAD_STATUS + 4,
-        Class::ReadOnly,
-    ),
+    (reg::GT_THREAD_STATUS, reg::GT_THREAD_STATUS + 4, Class::ReadOnly),
     (reg::RP_STATE_CAP, reg::RP_STATE_CAP + 4, Class::ReadOnly),
     (reg::RPSTAT1, reg::RPSTAT1 + 4, Class::Handler),
-    (
-        forcewake::RENDER_ACK,
-        forcewake::MEDIA_ACK + 4,
-        Class::ReadOnly,
-    ),
+    (forcewake::RENDER_ACK, forcewake::MEDIA_ACK + 4, Class::ReadOnly),
     (forcewake::GT_ACK, forcewake::GT_ACK + 4, Class::ReadOnly),
-    (
-        forcewake::GT_REQUEST,
-        forcewake::GT_REQUEST + 4,
-        Class::Handler,
-    ),
-    (
-        forcewake::MEDIA_REQUEST,
-        forcewake::MEDIA_REQUEST + 4,
-        Class::Handler,
-    ),
-    (
-        forcewake::RENDER_REQUEST,
-        forcewake::RENDER_REQUEST + 4,
-        Class::Handler,
-    ),
+    (forcewake::GT_REQUEST, forcewake::GT_REQUEST + 4, Class::Handler),
+    (forcewake::MEDIA_REQUEST, forcewake::MEDIA_REQUEST + 4, Class::Handler),
+    (forcewake::RENDER_REQUEST, forcewake::RENDER_REQUEST + 4, Class::Handler),
     (reg::GDRST, reg::GDRST + 4, Class::Handler),
     (0x4260, 0x4278, Class::Handler),
     (reg::GFX_FLSH_CNTL, reg::GFX_FLSH_CNTL + 4, Class::Handler),
     (reg::FENCE0, reg::FENCE0 + 8 * reg::FENCES, Class::Handler),
     (reg::PCODE_MAILBOX, reg::PCODE_MAILBOX + 4, Class::Handler),
     (reg::irq::MASTER, reg::irq::MASTER + 4, Class::Handler),
-    (
-        display::FUSE_STATUS,
-        display::FUSE_STATUS + 4,
-        Class::ReadOnly,
-    ),
-    (
-        display::FPGA_DBG,
-        display::FPGA_DBG + 4,
-        Class::WriteOneToClear,
-    ),
+    (display::FUSE_STATUS, display::FUSE_STATUS + 4, Class::ReadOnly),
+    (display::FPGA_DBG, display::FPGA_DBG + 4, Class::WriteOneToClear),
     (display::DFSM, display::DSSM + 4, Class::ReadOnly),
-    (
-        display::PSR_IIR,
-        display::PSR_IIR + 4,
-        Class::WriteOneToClear,
-    ),
-    (
-        display::DPLL_STATUS,
-        display::DPLL_STATUS + 4,
-        Class::ReadOnly,
-    ),
-    (
-        display::PCH_PORT_HOTPLUG,
-        display::PCH_PORT_HOTPLUG + 4,
-        Class::Handler,
-    ),
-    (
-        display::PCH_PORT_HOTPLUG2,
-        display::PCH_PORT_HOTPLUG2 + 4,
-        Class::Handler,
-    ),
-    (
-        display::SFUSE_STRAP,
-        display::SFUSE_STRAP + 4,
-        Class::ReadOnly,
-    ),
+    (display::PSR_IIR, display::PSR_IIR + 4, Class::WriteOneToClear),
+    (display::DPLL_STATUS, display::DPLL_STATUS + 4, Class::ReadOnly),
+    (display::PCH_PORT_HOTPLUG, display::PCH_PORT_HOTPLUG + 4, Class::Handler),
+    (display::PCH_PORT_HOTPLUG2, display::PCH_PORT_HOTPLUG2 + 4, Class::Handler),
+    (display::SFUSE_STRAP, display::SFUSE_STRAP + 4, Class::ReadOnly),
     (display::PP_STATUS, display::PP_STATUS + 4, Class::ReadOnly),
     (display::GMBUS0, display::GMBUS0 + 0x24, Class::Handler),
 ];
@@ -164,11 +116,7 @@ const ENGINE: &[(u32, u32, Class)] = &[
     (ring::ESR, ring::ESR + 4, Class::ReadOnly),
     (ring::RESET_CTL, ring::RESET_CTL + 4, Class::Handler),
     (ring::ELSP, ring::ELSP + 4, Class::Handler),
-    (
-        ring::EXECLIST_STATUS_LO,
-        ring::EXECLIST_STATUS_HI + 4,
-        Class::ReadOnly,
-    ),
+    (ring::EXECLIST_STATUS_LO, ring::EXECLIST_STATUS_HI + 4, Class::ReadOnly),
     (ring::TIMESTAMP, ring::TIMESTAMP_UDW + 4, Class::Handler),
     (ring::CSB, ring::CSB + 0x30, Class::ReadOnly),
     (ring::CTX_TIMESTAMP, ring::CTX_TIMESTAMP + 4, Class::Handler),
@@ -183,10 +131,7 @@ pub(crate) struct RegFile {
 impl RegFile {
     pub fn new(profile: &Profile) -> Self {
         let count = (MMIO_SIZE / 4) as usize;
-        let mut file = Self {
-            values: vec![0; count],
-            classes: vec![Class::Unknown as u8; count],
-        };
+        let mut file = Self { values: vec![0; count], classes: vec![Class::Unknown as u8; count] };
         file.classify();
         file.power_on(profile);
         file
@@ -204,10 +149,7 @@ impl RegFile {
             self.mark(offset, offset + 4, Class::Handler);
         }
         for port in 0..display::DDI_PORTS {
-            let (ddi, aux) = (
-                display::DDI_BUF_CTL_A + 0x100 * port,
-                display::AUX_CTL_A + 0x100 * port,
-            );
+            let (ddi, aux) = (display::DDI_BUF_CTL_A + 0x100 * port, display::AUX_CTL_A + 0x100 * port);
             self.mark(ddi, ddi + 4, Class::Handler);
             self.mark(aux, aux + 4, Class::Handler);
         }
@@ -232,10 +174,7 @@ impl RegFile {
     }
 
     fn mark(&mut self, start: u32, end: u32, class: Class) {
-        if let Some(range) = self
-            .classes
-            .get_mut((start / 4) as usize..(end / 4) as usize)
-        {
+        if let Some(range) = self.classes.get_mut((start / 4) as usize..(end / 4) as usize) {
             range.fill(class as u8);
         }
     }

@@ -9,14 +9,8 @@ use crate::engine::EngineState;
 use crate::findings::Finding;
 
 /// Registers of the render engine outside its block that a reset clears.
-const RENDER: [(u32, u32); 6] = [
-    (0x2800, 0x2D00),
-    (0x5200, 0x5300),
-    (0x7000, 0x7400),
-    (0xE100, 0xE800),
-    (0xB004, 0xB00C),
-    (0xB020, 0xB120),
-];
+const RENDER: [(u32, u32); 6] =
+    [(0x2800, 0x2D00), (0x5200, 0x5300), (0x7000, 0x7400), (0xE100, 0xE800), (0xB004, 0xB00C), (0xB020, 0xB120)];
 
 impl Device {
     /// Does the resets that were asked for.
@@ -25,13 +19,7 @@ impl Device {
         if domains == 0 {
             return;
         }
-        self.trace.add(
-            self.now,
-            Kind::Reset,
-            By::Host,
-            reg::GDRST,
-            u64::from(domains),
-        );
+        self.trace.add(self.now, Kind::Reset, By::Host, reg::GDRST, u64::from(domains));
         for state in engines {
             let info = state.engine.info();
             if domains & (GDRST_FULL | info.reset) != 0 {
@@ -51,11 +39,9 @@ impl Device {
             self.findings.add(Finding::ResetWithoutReady(engine));
         }
         *self.port(engine) = Port::default();
-        self.regs
-            .reset_range(info.base, info.base + 0x800, &self.profile);
+        self.regs.reset_range(info.base, info.base + 0x800, &self.profile);
         self.set_ring(engine, ring::RESET_CTL, control);
-        self.regs
-            .reset_range(info.mocs, info.mocs + 4 * reg::MOCS_ENTRIES, &self.profile);
+        self.regs.reset_range(info.mocs, info.mocs + 4 * reg::MOCS_ENTRIES, &self.profile);
         if engine == Engine::Rcs {
             for (start, end) in RENDER {
                 self.regs.reset_range(start, end, &self.profile);

@@ -22,10 +22,7 @@ impl Tiling {
             Self::Y => {
                 let tile = (y >> 5) * 32 * pitch + (x >> 7) * 4096;
                 let column = (x >> 4 & 7) * 512;
-                (
-                    tile + column + (y & 31) * 16 + (x & 15),
-                    (16 - (x & 15)) as usize,
-                )
+                (tile + column + (y & 31) * 16 + (x & 15), (16 - (x & 15)) as usize)
             }
         }
     }

@@ -13,23 +13,13 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub const fn new(capacity: usize) -> Self {
-        Self {
-            entries: Vec::new(),
-            capacity,
-            next: 0,
-        }
+        Self { entries: Vec::new(), capacity, next: 0 }
     }
 
     #[inline]
     pub fn add(&mut self, time: Nanos, kind: Kind, by: By, offset: u32, value: u64) {
         if self.capacity != 0 {
-            self.push(Entry {
-                time,
-                kind,
-                by,
-                offset,
-                value,
-            });
+            self.push(Entry { time, kind, by, offset, value });
         }
     }
 

@@ -28,10 +28,7 @@ pub(crate) struct Root {
 
 impl Default for Root {
     fn default() -> Self {
-        Self {
-            pdp: [0; 4],
-            addressing: Addressing::Legacy64,
-        }
+        Self { pdp: [0; 4], addressing: Addressing::Legacy64 }
     }
 }
 
@@ -56,10 +53,7 @@ impl View<'_, '_> {
     pub fn translate(&mut self, space: Space, address: u64) -> Option<Page> {
         match space {
             Space::Global => {
-                let page = self
-                    .device
-                    .gtt
-                    .translate(Looker::Engine(self.engine), address as u32);
+                let page = self.device.gtt.translate(Looker::Engine(self.engine), address as u32);
                 if page.is_none() {
                     self.device.findings.add(Finding::GgttFault(address as u32));
                 }
@@ -77,10 +71,7 @@ impl View<'_, '_> {
         }
         match self.walk(address) {
             Some(page) => {
-                self.device
-                    .gtt
-                    .process_tlb(self.engine)?
-                    .insert(number, page);
+                self.device.gtt.process_tlb(self.engine)?.insert(number, page);
                 Some(page)
             }
             None => {
@@ -93,14 +84,9 @@ impl View<'_, '_> {
     /// Walks the tables from the root.
     fn walk(&mut self, address: u64) -> Option<Page> {
         let (mut table, mut level) = match self.root.addressing {
-            Addressing::Advanced64 | Addressing::Legacy64 => {
-                (Hpa(self.root.pdp[0] & pte::ADDRESS_MASK), Level::Pml4)
-            }
+            Addressing::Advanced64 | Addressing::Legacy64 => (Hpa(self.root.pdp[0] & pte::ADDRESS_MASK), Level::Pml4),
             Addressing::Advanced | Addressing::Legacy32 => {
-                let pdp = self
-                    .root
-                    .pdp
-                    .get((address >> Level::Pdp.shift()) as usize)?;
+                let pdp = self.root.pdp.get((address >> Level::Pdp.shift()) as usize)?;
                 (Hpa(pdp & pte::ADDRESS_MASK), Level::Pd)
             }
         };
@@ -126,16 +112,10 @@ impl View<'_, '_> {
                 }
                 Level::Pd => big_pages = entry.is_64k_table(),
                 Level::Pt if big_pages => {
-                    return Some(Page {
-                        frame: Hpa(entry.frame_64k().0 | address & 0xF000),
-                        writable,
-                    });
+                    return Some(Page { frame: Hpa(entry.frame_64k().0 | address & 0xF000), writable });
                 }
                 Level::Pt => {
-                    return Some(Page {
-                        frame: entry.frame(),
-                        writable,
-                    });
+                    return Some(Page { frame: entry.frame(), writable });
                 }
             }
             table = entry.frame();
@@ -155,27 +135,16 @@ impl View<'_, '_> {
     }
 
     fn fault(&mut self, address: u64) {
-        self.device
-            .findings
-            .add(Finding::PpgttFault(self.engine, address));
+        self.device.findings.add(Finding::PpgttFault(self.engine, address));
         if self.device.regs.get(reg::RING_FAULT) & 1 == 0 {
-            self.device
-                .regs
-                .set(reg::RING_FAULT, self.engine.info().fault_id << 12 | 1);
-            self.device
-                .regs
-                .set(reg::FAULT_TLB_DATA0, (address >> 12) as u32);
-            self.device
-                .regs
-                .set(reg::FAULT_TLB_DATA1, (address >> 44) as u32 & 0xF);
+            self.device.regs.set(reg::RING_FAULT, self.engine.info().fault_id << 12 | 1);
+            self.device.regs.set(reg::FAULT_TLB_DATA0, (address >> 12) as u32);
+            self.device.regs.set(reg::FAULT_TLB_DATA1, (address >> 44) as u32 & 0xF);
         }
     }
 
     pub fn dma(&mut self) -> Dma<'_> {
-        Dma {
-            memory: self.memory,
-            recorder: &mut self.device.recorder,
-        }
+        Dma { memory: self.memory, recorder: &mut self.device.recorder }
     }
 
     /// Copies out of a space; what is absent reads as zeros.
@@ -201,8 +170,23 @@ impl View<'_, '_> {
         found
     }
 
+    /// Writes into a page, unless it is read-only.
     #[inline]
-    fn read_physical(&mut self, hpa: Hpa, piece: &mut [u8]) {
+    pub fn write_page(&mut self, page: Page, address: u64, piece: &[u8]) {
+        if !page.writable {
+            return;
+        }
+        if self.device.fetch_frame == Some(page.frame) {
+            self.device.fetch_stale = true;
+        }
+        let hpa = page.at(address);
+        if self.dma().write(hpa, piece).is_err() {
+            self.device.findings.add(Finding::BusError(hpa.0));
+        }
+    }
+
+    #[inline]
+    pub fn read_physical(&mut self, hpa: Hpa, piece: &mut [u8]) {
         if self.dma().read(hpa, piece).is_err() {
             self.device.findings.add(Finding::BusError(hpa.0));
         }
@@ -215,16 +199,8 @@ impl View<'_, '_> {
         while !rest.is_empty() {
             let len = rest.len().min((PAGE_SIZE - at % PAGE_SIZE) as usize);
             let (piece, tail) = rest.split_at(len);
-            if let Some(page) = self.translate(space, at)
-                && page.writable
-            {
-                let hpa = page.at(at);
-                if self.device.fetch_frame == Some(page.frame) {
-                    self.device.fetch_stale = true;
-                }
-                if self.dma().write(hpa, piece).is_err() {
-                    self.device.findings.add(Finding::BusError(hpa.0));
-                }
+            if let Some(page) = self.translate(space, at) {
+                self.write_page(page, at, piece);
             }
             at = at.wrapping_add(len as u64);
             rest = tail;
