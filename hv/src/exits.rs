@@ -34,6 +34,21 @@ pub(crate) enum Crash {
     MachineCheck,
 }
 
+impl Crash {
+    /// The cause in one word, for programs.
+    fn word(self) -> &'static str {
+        match self {
+            Self::TripleFault => "triple-fault",
+            Self::EntryFailed(_) => "entry-failed",
+            Self::UnknownExit(_) => "unknown-exit",
+            Self::TaskSwitch => "task-switch",
+            Self::Instruction(_) => "instruction",
+            Self::Delivery(_) => "delivery",
+            Self::MachineCheck => "machine-check",
+        }
+    }
+}
+
 impl fmt::Display for Crash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -57,7 +72,7 @@ pub(crate) fn handle<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit) -> Reason {
         Ok(reason) => reason,
         Err(crash) => {
             report(vcpu, crash);
-            vcpu.vm.crashed();
+            vcpu.vm.crashed(crash.word());
             Reason::Fatal
         }
     }

@@ -232,6 +232,7 @@ impl Machine {
             crate::monitor::print_stats(self);
             let well = self.vms.iter().all(|vm| vm.status() == Status::Off);
             say!("every guest has stopped");
+            say!("@end status={}", if well { "success" } else { "guest" });
             power::exit(if well { Exit::Success } else { Exit::Guest });
         }
     }

@@ -1,10 +1,11 @@
 //! The monitor's commands, and the statistics that it prints.
 
 use crate::console::Command;
+use crate::irq::Pending;
 use crate::machine::Machine;
 use crate::stats::Nobody;
 use crate::vm::{Request, Vm, VmId};
-use crate::{say, time};
+use crate::{percpu, say, time};
 
 /// Carries out one command.
 pub(crate) fn execute(machine: &'static Machine, command: Command) {
@@ -50,6 +51,18 @@ pub(crate) fn print_stats(machine: &'static Machine) {
     for vm in machine.vms() {
         print_table(vm);
     }
+    for cpu in percpu::all() {
+        let taken = |kind| cpu.interrupts(kind);
+        say!(
+            "cpu {}: interrupts: {} timer, {} kick, {} flush, {} device, {} console",
+            cpu.id(),
+            taken(Pending::TIMER),
+            taken(Pending::KICK),
+            taken(Pending::FLUSH),
+            taken(Pending::DEVICE),
+            taken(Pending::CONSOLE)
+        );
+    }
     for vm in machine.vms() {
         print_lines(machine, vm);
     }
@@ -89,13 +102,15 @@ fn print_table(vm: &Vm) {
 fn print_lines(machine: &'static Machine, vm: &Vm) {
     let (name, stats) = (vm.name(), vm.stats());
     let line = |group: &str, what: &str, value: u64| say!("@stat vm={name} group={group} name={what} value={value}");
+    let hz = u128::from(time::tsc_hz().max(1));
+    let microseconds = |ticks: u64| (u128::from(ticks) * 1_000_000 / hz) as u64;
     for (reason, count, ticks) in stats.rows() {
         line("exit", reason, count);
-        line("exit_ticks", reason, ticks);
+        line("exit_us", reason, microseconds(ticks));
     }
     line("total", "exits", stats.total());
     line("total", "interrupts", stats.interrupts());
-    line("total", "guest_ticks", stats.guest_ticks());
+    line("time", "guest_us", microseconds(stats.guest_ticks()));
     line("total", "resets", u64::from(vm.resets()));
     line("total", "crashes", u64::from(vm.crashes()));
     let unanswered = stats.unanswered().map(|row| row.2).sum::<u64>() + stats.unanswered_elsewhere();

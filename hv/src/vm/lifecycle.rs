@@ -59,6 +59,8 @@ pub(super) struct Lifecycle {
     /// Host TSC at which the guest's TSC is zero.
     tsc_base: AtomicU64,
     entry: Mutex<Option<Entry>>,
+    /// One word for why it crashed last.
+    cause: Mutex<&'static str>,
     resets: AtomicU32,
     crashes: AtomicU32,
 }
@@ -73,6 +75,7 @@ impl Lifecycle {
             life: AtomicU32::new(0),
             tsc_base: AtomicU64::new(0),
             entry: Mutex::new(None),
+            cause: Mutex::new("unknown"),
             resets: AtomicU32::new(0),
             crashes: AtomicU32::new(0),
         }
@@ -124,8 +127,9 @@ impl Vm {
         self.lifecycle.crashes.load(Ordering::Relaxed)
     }
 
-    /// A virtual CPU cannot go on: stop or restart the VM, as configured.
-    pub(crate) fn crashed(&self) {
+    /// A virtual CPU cannot go on: stop or restart the VM, as configured. `cause` is one word.
+    pub(crate) fn crashed(&self, cause: &'static str) {
+        *self.lifecycle.cause.lock() = cause;
         self.lifecycle.crashes.fetch_add(1, Ordering::Relaxed);
         match self.on_crash() {
             OnCrash::Stop => self.request(Request::Crash),
@@ -173,9 +177,13 @@ impl Vm {
         self.reset_devices(time::now());
         match request {
             Request::Reset | Request::None => self.begin(request),
-            Request::PowerOff => self.end(request, Status::Off, "powered off"),
-            Request::Crash => self.end(request, Status::Crashed, "stopped after a crash; the others go on"),
-            Request::Kill => self.end(request, Status::Killed, "killed"),
+            Request::PowerOff => self.end(request, Status::Off, "off", "poweroff"),
+            Request::Crash => {
+                let cause = *self.lifecycle.cause.lock();
+                say!("vm {} ({}): stopped after a crash; the others go on", self.id.0, self.name);
+                self.end(request, Status::Crashed, "crashed", cause);
+            }
+            Request::Kill => self.end(request, Status::Killed, "stopped", "killed"),
         }
     }
 
@@ -191,8 +199,9 @@ impl Vm {
                 *self.lifecycle.entry.lock() = Some(entry);
                 if self.status() == Status::Running {
                     self.lifecycle.resets.fetch_add(1, Ordering::Relaxed);
-                    say!("vm {} ({}): reset", self.id.0, self.name);
+                    self.tell("reset", "");
                 }
+                self.tell("running", "");
                 self.lifecycle.tsc_base.store(time::tsc(), Ordering::SeqCst);
                 self.lifecycle.parked.store(0, Ordering::SeqCst);
                 self.done(request, Status::Running);
@@ -200,7 +209,7 @@ impl Vm {
             }
             Err(error) => {
                 say!("vm {} ({}): cannot start: {error}", self.id.0, self.name);
-                self.end(request, Status::Crashed, "not started");
+                self.end(request, Status::Crashed, "crashed", "load");
             }
         }
         for cpu in &self.cpus {
@@ -208,9 +217,15 @@ impl Vm {
         }
     }
 
-    fn end(&self, request: Request, status: Status, what: &str) {
-        say!("vm {} ({}): {what}", self.id.0, self.name);
+    fn end(&self, request: Request, status: Status, state: &str, cause: &str) {
+        self.tell(state, cause);
         self.done(request, status);
+    }
+
+    /// One line for programs, on every change of state.
+    fn tell(&self, state: &str, cause: &str) {
+        let (key, number) = (if cause.is_empty() { "" } else { " cause=" }, self.id.0);
+        say!("@vm vm={} n={number} state={state}{key}{cause}", self.name);
     }
 
     /// The request is done with, unless a stronger one came meanwhile.
