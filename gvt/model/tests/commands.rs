@@ -350,7 +350,7 @@ fn random_streams() {
         let commands: Vec<u32> = (0..4000)
             .map(|_| match random() % 4 {
                 // Well-formed headers with random flags, sane lengths.
-                0 => (random() % 0x37) << 23 | random() & 0x7F_FF00 | random() % 12,
+                0 => ((random() % 0x37) << 23) | (random() & 0x7F_FF00) | (random() % 12),
                 1 if engine == Engine::Bcs => blit_header(random()),
                 2 => BATCH as u32 + random() % 0x4000,
                 _ => (BATCH >> 32) as u32,
