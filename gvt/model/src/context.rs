@@ -50,6 +50,7 @@ impl Exec<'_> {
         self.state.skipping = false;
         self.state.waiting = false;
         self.state.spins = 0;
+        self.state.polls = 0;
         self.state.blit = None;
         self.state.fetch.drop_window();
         self.enter_indirect();

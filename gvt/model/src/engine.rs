@@ -11,11 +11,13 @@ use crate::gpu::Progress;
 use crate::memory::Memory;
 use crate::translate::{Root, Space, View};
 
-/// How long an engine that polls memory rests between two looks.
-const POLL: Nanos = Nanos(20_000);
+/// How long an engine that polls memory rests between two looks: longer with every look in vain.
+const POLL_FIRST: u64 = 20_000;
+const POLL_MORE: u64 = 5_000;
+const POLL_MOST: u64 = 100_000;
 
 /// Rounds of a loop without effect before the engine rests.
-const SPINS: u32 = 16;
+const SPINS: u32 = 4;
 
 /// A command stream outside the ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +81,9 @@ pub(crate) struct EngineState {
     pub halted: bool,
     /// The command at the cursor is a semaphore wait that failed at least once.
     pub waiting: bool,
+    /// Rounds without effect, and looks at memory in vain.
     pub spins: u32,
+    pub polls: u32,
     pub blit: Option<BlitJob>,
     pub clip: Clip,
     pub fetch: Fetch,
@@ -106,6 +110,7 @@ impl EngineState {
             halted: false,
             waiting: false,
             spins: 0,
+            polls: 0,
             blit: None,
             clip: Clip::default(),
             fetch: Fetch::new(),
@@ -170,7 +175,7 @@ impl Exec<'_> {
             }
             match self.run() {
                 Stop::Budget => break Progress::Busy,
-                Stop::Poll => break Progress::WaitUntil(Nanos(self.device.now.0 + POLL.0)),
+                Stop::Poll => break Progress::WaitUntil(self.next_poll()),
                 Stop::Stuck => break Progress::Idle,
                 Stop::Check => {}
                 Stop::Complete => self.complete(),
@@ -184,6 +189,12 @@ impl Exec<'_> {
         let commands = self.commands;
         self.device.counters.change(self.state.engine, |c| c.commands += commands);
         progress
+    }
+
+    fn next_poll(&mut self) -> Nanos {
+        let rest = POLL_FIRST + POLL_MORE * u64::from(self.state.polls);
+        self.state.polls = self.state.polls.saturating_add(1);
+        Nanos(self.device.now.0.saturating_add(rest.min(POLL_MOST)))
     }
 
     fn stopped(&self) -> bool {
@@ -384,5 +395,6 @@ impl Exec<'_> {
     #[inline]
     pub fn effect(&mut self) {
         self.state.spins = 0;
+        self.state.polls = 0;
     }
 }

@@ -23,6 +23,8 @@ pub enum Finding {
     Unmodelled(Engine, u32),
     /// ELSP written while a submission was pending.
     ElspOverrun(Engine),
+    /// ELSP written while GFX_MODE does not enable execlists; the write is ignored.
+    ElspDisabled(Engine),
     /// ELSP element 0 is not valid, or both elements name one context.
     BadSubmission(Engine),
     /// The context status sequence broke the rule that drivers check.
@@ -58,6 +60,7 @@ impl fmt::Display for Finding {
             }
             Self::Unmodelled(e, header) => write!(f, "{}: command {header:#010x} is not modelled", e.info().name),
             Self::ElspOverrun(e) => write!(f, "{}: ELSP written while a submission is pending", e.info().name),
+            Self::ElspDisabled(e) => write!(f, "{}: ELSP written without execlists enabled", e.info().name),
             Self::BadSubmission(e) => write!(f, "{}: bad execlist submission", e.info().name),
             Self::StatusSequence(e, status) => {
                 write!(f, "{}: context status {status:#x} out of sequence", e.info().name)

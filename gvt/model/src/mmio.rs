@@ -199,6 +199,10 @@ impl Device {
         }
         port.elsp_count = 0;
         let [high1, low1, high0, low0] = port.elsp;
+        if self.ring(engine, ring::GFX_MODE) & ring::GFX_RUN_LIST_ENABLE == 0 {
+            self.findings.add(Finding::ElspDisabled(engine));
+            return;
+        }
         self.submit(engine, [Descriptor::from_parts(low0, high0), Descriptor::from_parts(low1, high1)]);
     }
 

@@ -347,6 +347,28 @@ fn mistakes_of_software_are_findings() {
     assert_eq!(rig.gpu.take_findings(), [Finding::ElspOverrun(Engine::Rcs)]);
     rig.run();
     assert_eq!(rig.events(Engine::Rcs), [(0x1, 0), (0x18, b.id)]);
+    rig.set(Engine::Rcs, ring::GFX_MODE, masked::disable(ring::GFX_RUN_LIST_ENABLE));
+    rig.submit(Engine::Rcs, a.descriptor(), NONE);
+    assert_eq!(rig.run(), Progress::Idle);
+    assert_eq!(rig.gpu.take_findings(), [Finding::ElspDisabled(Engine::Rcs)]);
+}
+
+#[test]
+fn polling_slows_down() {
+    let mut rig = Rig::new();
+    let mut c = rig.context(Engine::Rcs);
+    let flag = rig.ggtt_alloc(1);
+    rig.emit(&mut c, &wait_global(flag, 1));
+    rig.submit(Engine::Rcs, c.descriptor(), NONE);
+    let mut looks = 0;
+    let end = rig.now + 10_000_000;
+    while rig.now < end {
+        let Progress::WaitUntil(t) = rig.step(100) else { panic!("it waits") };
+        assert!(t.0 <= rig.now + 100_000);
+        rig.now = t.0;
+        looks += 1;
+    }
+    assert!((50..200).contains(&looks), "{looks} looks in 10 ms");
 }
 
 #[test]
