@@ -198,7 +198,8 @@ impl<E: Extension> Runner<E> {
 
     /// Sets the timer to the earliest thing that this CPU waits for.
     fn arm(&mut self, slice: Option<Nanos>, now: Nanos) {
-        let timers = self.vcpus.iter().filter_map(Vcpu::deadline);
+        // One that has passed makes its virtual CPU runnable: it waits for its slice, not for the timer.
+        let timers = self.vcpus.iter().filter_map(Vcpu::deadline).filter(|deadline| *deadline > now);
         let chipsets = self.home.iter().filter_map(|vm| vm.chipset_deadline());
         let console = if self.cpu == CpuId(0) { cpus::watch_console(|| console::deadline(now)) } else { None };
         let rest = slice.into_iter().chain(self.service_deadline).chain(console);
