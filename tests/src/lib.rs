@@ -1,6 +1,8 @@
 //! Common ground of the tests that boot machines.
 #![forbid(unsafe_code)]
 
+pub mod prism;
+
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,26 +21,20 @@ pub fn smoke() -> &'static PathBuf {
     SMOKE.get_or_init(|| qemu::build::guest_program("smoke").expect("the guest program builds"))
 }
 
+/// The guest program that drives a vGPU without i915, built once a test process.
+pub fn bare() -> &'static PathBuf {
+    static BARE: OnceLock<PathBuf> = OnceLock::new();
+    BARE.get_or_init(|| qemu::build::guest_program("bare").expect("the guest program builds"))
+}
+
 /// A word that no earlier run has printed. Put it where nothing echoes it (a guest's script, not a command line):
 /// its appearance then proves that the guest came so far.
 pub fn nonce() -> String {
-    let time = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    format!(
-        "{:08x}{:08x}",
-        time.subsec_nanos(),
-        std::process::id().wrapping_mul(0x9e37_79b9)
-    )
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:08x}{:08x}", time.subsec_nanos(), std::process::id().wrapping_mul(0x9e37_79b9))
 }
 
 /// Fails with the end of the log and where the rest is.
 pub fn fail(outcome: &Outcome, why: &str) -> ! {
-    panic!(
-        "{why}: {:?} after {:.1?}\n{}\nlogs: {}",
-        outcome.end,
-        outcome.time,
-        outcome.tail(30),
-        outcome.dir.display()
-    )
+    panic!("{why}: {:?} after {:.1?}\n{}\nlogs: {}", outcome.end, outcome.time, outcome.tail(30), outcome.dir.display())
 }

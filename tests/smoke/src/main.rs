@@ -4,7 +4,7 @@
 //!     smoke load SECONDS [ENGINE|all]    keep two pieces of work of about 20 ms queued
 //!     smoke hang ENGINE COUNT            submit a batch that never ends, and be reset, again and again
 //!     smoke hang-once                    on every engine: one such batch is reset and the next batch runs
-//!     smoke bench COUNT [ENGINE]         time batches that do nothing
+//!     smoke bench COUNT [ENGINE [waited|queued]]   time batches that do nothing
 //!     smoke remap COUNT                  put two buffers of 2 MiB at one GPU address in turn
 //!
 //! Every mode ends with `VERDICT <nonce or mode> pass|fail n/m`; the exit status says the same.
@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use cases::Outcome;
 use i915::{Class, Gpu};
+use modes::Bench;
 
 /// Counts cases and prints a line for each.
 #[derive(Default)]
@@ -57,8 +58,14 @@ fn main() -> ExitCode {
         ["load", seconds, engine] => number(seconds).map(|seconds| modes::load(&mut report, seconds, engine)),
         ["hang", engine, count] => number(count).map(|count| modes::hang(&mut report, engine, count)),
         ["hang-once"] => Some(modes::hang_once(&mut report)),
-        ["bench", count] => number(count).map(|count| modes::bench(&mut report, count, "rcs0")),
-        ["bench", count, engine] => number(count).map(|count| modes::bench(&mut report, count, engine)),
+        ["bench", count] => number(count).map(|count| modes::bench(&mut report, count, "rcs0", Bench::Both)),
+        ["bench", count, engine] => number(count).map(|count| modes::bench(&mut report, count, engine, Bench::Both)),
+        ["bench", count, engine, "waited"] => {
+            number(count).map(|count| modes::bench(&mut report, count, engine, Bench::Waited))
+        }
+        ["bench", count, engine, "queued"] => {
+            number(count).map(|count| modes::bench(&mut report, count, engine, Bench::Queued))
+        }
         ["remap", count] => number(count).map(|count| modes::remap(&mut report, count)),
         [_nonce] => Some(all(&mut report)),
         _ => None,
@@ -68,7 +75,7 @@ fn main() -> ExitCode {
         Some(Err(reason)) => report.case("start", "gpu", Err(reason)),
         None => {
             eprintln!(
-                "usage: smoke NONCE | load SECONDS [ENGINE|all] | hang ENGINE COUNT | hang-once | bench COUNT [ENGINE] | remap COUNT"
+                "usage: smoke NONCE | load SECONDS [ENGINE|all] | hang ENGINE COUNT | hang-once | bench COUNT [ENGINE [waited|queued]] | remap COUNT"
             );
             return ExitCode::from(2);
         }

@@ -178,8 +178,19 @@ fn store_one(gpu: &Gpu, engine: Engine) -> Outcome {
     Ok(String::new())
 }
 
+/// How `bench` submits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Bench {
+    /// Waits for each.
+    Waited,
+    /// Waits for the last one only.
+    Queued,
+    /// First one, then the other.
+    Both,
+}
+
 /// Times batches that do nothing: phase 1 to 2 waits for each, phase 3 to 4 queues them.
-pub fn bench(report: &mut Report, count: u32, name: &str) -> Result<(), String> {
+pub fn bench(report: &mut Report, count: u32, name: &str, how: Bench) -> Result<(), String> {
     let gpu = open()?;
     let engine = named(&gpu, name)?;
     let context = told(gpu.context(engine), "context")?;
@@ -187,31 +198,35 @@ pub fn bench(report: &mut Report, count: u32, name: &str) -> Result<(), String> 
     let submit = || context.submit(&batch, &[]);
     // Not counted: the first submission of a context binds its buffers.
     told(submit().and_then(|fence| fence.wait()), "first")?;
-    mark(&gpu, 1);
-    let mut times = Vec::new();
-    for _ in 0..count {
+    if how != Bench::Queued {
+        mark(&gpu, 1);
+        let mut times = Vec::new();
+        for _ in 0..count {
+            let begun = Instant::now();
+            told(submit().and_then(|fence| fence.wait()), "submit and wait")?;
+            times.push(begun.elapsed().as_nanos());
+        }
+        mark(&gpu, 2);
+        times.sort_unstable();
+        let mean = times.iter().sum::<u128>() / u128::from(count.max(1));
+        let median = times.get(times.len() / 2).copied().unwrap_or(0);
+        let least = times.first().copied().unwrap_or(0);
+        println!("BENCH wait {engine} n={count} mean_ns={mean} median_ns={median} min_ns={least}");
+    }
+    if how != Bench::Waited {
+        mark(&gpu, 3);
         let begun = Instant::now();
-        told(submit().and_then(|fence| fence.wait()), "submit and wait")?;
-        times.push(begun.elapsed().as_nanos());
+        let mut last = None;
+        for _ in 0..count {
+            last = Some(told(submit(), "submit")?);
+        }
+        if let Some(fence) = last {
+            told(fence.wait(), "the last one")?;
+        }
+        let mean = begun.elapsed().as_nanos() / u128::from(count.max(1));
+        mark(&gpu, 4);
+        println!("BENCH queued {engine} n={count} mean_ns={mean}");
     }
-    mark(&gpu, 2);
-    times.sort_unstable();
-    let mean = times.iter().sum::<u128>() / u128::from(count.max(1));
-    let median = times.get(times.len() / 2).copied().unwrap_or(0);
-    let least = times.first().copied().unwrap_or(0);
-    println!("BENCH wait {engine} n={count} mean_ns={mean} median_ns={median} min_ns={least}");
-    mark(&gpu, 3);
-    let begun = Instant::now();
-    let mut last = None;
-    for _ in 0..count {
-        last = Some(told(submit(), "submit")?);
-    }
-    if let Some(fence) = last {
-        told(fence.wait(), "the last one")?;
-    }
-    let mean = begun.elapsed().as_nanos() / u128::from(count.max(1));
-    mark(&gpu, 4);
-    println!("BENCH queued {engine} n={count} mean_ns={mean}");
     report.case("bench", engine, Ok(String::new()));
     Ok(())
 }

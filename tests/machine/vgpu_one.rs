@@ -1,0 +1,79 @@
+//! One guest with a vGPU: stock i915 probes it without complaint, the smoke program passes, and what a probe, a
+//! submission and a page-table update cost is within the design's bounds (design section 6).
+
+use qemu::console::Console;
+use qemu::provision::KernelKind;
+use tests::prism::{self, Conversation, Guest};
+
+/// GPU register and page-table exits of a probe, the display fused off.
+const PROBE: u64 = 1_500;
+/// GPU register exits of a submission that does nothing, its completion interrupt included.
+const SUBMISSION: f64 = 9.0;
+const COUNT: u32 = 500;
+const REMAPS: u32 = 100;
+
+fn one_guest(kernel: KernelKind, run: &str, gpu: &[&str]) {
+    let nonce = tests::nonce();
+    let pause = prism::pause;
+    let script = [
+        pause("probed"),
+        format!("smoke bench {COUNT} rcs0 waited\n"),
+        pause("waited"),
+        format!("smoke bench {COUNT} bcs0 waited\n"),
+        pause("copied"),
+        format!("smoke remap {REMAPS}\n"),
+        pause("remapped"),
+        format!("smoke {nonce}"),
+    ];
+    let guest = Guest::new("alpha", kernel, &script.concat()).before(&pause("unloaded"));
+    let mut talk = Conversation::start(prism::machine(run, &[guest], gpu));
+    let mut at = |moment: &str| {
+        talk.paused(&["alpha"], moment);
+        let stats = talk.stats();
+        talk.go(1);
+        stats
+    };
+    let [unloaded, probed, waited, copied, remapped] =
+        ["unloaded", "probed", "waited", "copied", "remapped"].map(&mut at);
+    let outcome = talk.end();
+    prism::ended_well(&outcome, &["alpha"]);
+    prism::detected(&outcome, "alpha");
+    prism::passed(&outcome, "alpha", &nonce);
+    prism::gpu_stats(&outcome);
+    let console = Console::parse(&outcome.serial);
+
+    let between = |from: &Console, to: &Console| prism::gpu_exits(to, "alpha") - prism::gpu_exits(from, "alpha");
+    let probe = between(&unloaded, &probed);
+    println!("{run}: {probe} GPU exits of a probe");
+    assert!(probe > 100 && probe <= PROBE, "a probe took {probe} GPU exits");
+    for (engine, from, to) in [("rcs0", &probed, &waited), ("bcs0", &waited, &copied)] {
+        let more = |group: &str, name: &str| {
+            let of = |c: &Console| c.count("alpha", group, name).unwrap_or(0);
+            of(to) - of(from)
+        };
+        // The kernel submits as well, now and then: heartbeats and what an engine goes idle with, no-ops all.
+        let submissions = more("submissions", engine);
+        assert!((COUNT.into()..2 * u64::from(COUNT)).contains(&submissions), "{submissions} submissions on {engine}");
+        let each = between(from, to) as f64 / submissions as f64;
+        let interrupts = more("interrupts", "msi") as f64 / submissions as f64;
+        println!("{run}: {each:.2} GPU exits, {interrupts:.2} interrupts a no-op on {engine} ({submissions} of them)");
+        assert!(each > 4.0 && each <= SUBMISSION, "a no-op on {engine} took {each} GPU exits");
+    }
+    let tracked = |c: &Console| c.count("alpha", "exit", "tracked-write").unwrap_or(0);
+    let each = (tracked(&remapped) - tracked(&copied)) as f64 / f64::from(REMAPS);
+    println!("{run}: {each:.2} exits at page tables a buffer of 2 MiB that i915 moves");
+    for line in console.guest("alpha").iter().filter(|line| line.starts_with("BENCH") || line.starts_with("REMAP")) {
+        println!("{run}: {line}");
+    }
+}
+
+#[test]
+fn linux_6_1() {
+    one_guest(KernelKind::V6_1, "vgpu-one-6.1", &[]);
+}
+
+/// Context images are written back late, as silicon may; the blitter obeys register writes, as silicon does.
+#[test]
+fn linux_6_12() {
+    one_guest(KernelKind::V6_12, "vgpu-one-6.12", &["--profile", "kbl,display,late-save,obeys-lri"]);
+}
