@@ -211,8 +211,7 @@ impl<W: Hw> Desk<'_, W> {
             let busy = [virt.last, virt.work.as_ref().map(|work| work.slot), virt.preparing];
             let idle = virt.slots.iter_mut().enumerate().filter(|(index, _)| !busy.contains(&Some(*index)));
             let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take()).collect();
-            for mut slot in freed {
-                slot.unwatch(self.host, self.vgpu.vm);
+            for slot in freed {
                 [Some(slot.image), slot.ring, slot.arena].into_iter().flatten().for_each(|block| self.free(block));
             }
         }
@@ -249,8 +248,7 @@ impl<W: Hw> Desk<'_, W> {
         }
         if let (Fit::Same, Some(slot)) = (fit, virt.slot_mut(index))
             && slot.stamp.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp))
-            && slot.clean
-            && (last == Some(index) || slot.same_register_page(self.host, page))
+            && (last == Some(index) || slot.same_image(self.host, *vm, page))
         {
             slot.used = clock;
             return Ok(index);
@@ -269,11 +267,9 @@ impl<W: Hw> Desk<'_, W> {
                 *place = Some(ShadowContext::new(lrca, image));
             }
         }
-        let vm = self.vgpu.vm;
         let virt = self.vgpu.engines.get_mut(self.engine);
         let clock = virt.clock;
         let slot = virt.slot_mut(index).ok_or(Refusal::NoRoom)?;
-        slot.unwatch(self.host, vm);
         slot.lrca = lrca;
         slot.used = clock;
         slot.stamp = None;
@@ -291,11 +287,6 @@ impl<W: Hw> Desk<'_, W> {
             pages.try_push(gpa).map_err(|_| Refusal::NoRoom)?;
         }
         let stamp = self.vgpu.gtt.ggtt.stamp();
-        let vm = self.vgpu.vm;
-        if let Some(slot) = self.vgpu.engines.get_mut(self.engine).slot_mut(index) {
-            // Watched first: a store that comes between is reported, not missed.
-            slot.watch(self.host, vm, pages);
-        }
         let mut image = core::mem::take(&mut self.scratch.image);
         image.clear();
         image.extend_from_slice(page);
@@ -308,6 +299,7 @@ impl<W: Hw> Desk<'_, W> {
         let Some(slot) = engines.get_mut(self.engine).slot_mut(index) else { return Ok(()) };
         slot.image.write(self.host, context::REGISTER_PAGE, &self.scratch.image);
         stats.image_bytes_in += 4 * self.scratch.image.len() as u64;
+        slot.pages = pages;
         if let Some(status) = slot.pages.first().copied() {
             alias_status_page(self.host, hw, pool, *vm, slot, status);
         }
@@ -580,8 +572,6 @@ impl ShadowContext {
             pages: ArrayVec::new(),
             stamp: None,
             guest_ring: (GgttAddr(0), 0),
-            clean: false,
-            own_stores: false,
             newer: false,
             used: 0,
         }

@@ -86,8 +86,7 @@ impl<W: Hw> Gvt<W> {
         let Gpu { hw, pool, .. } = &mut self.gpu;
         let Vgpu { vm, gtt, mut engines, irq_frame, fences, .. } = *vgpu;
         for engine in Engine::ALL {
-            for mut slot in engines.get_mut(engine).slots.iter_mut().filter_map(Option::take) {
-                slot.unwatch(host, vm);
+            for slot in engines.get_mut(engine).slots.iter_mut().filter_map(Option::take) {
                 let blocks = [Some(slot.image), slot.ring, slot.arena];
                 blocks.into_iter().flatten().for_each(|block| pool.free(host, hw, block));
             }
@@ -158,9 +157,6 @@ impl<W: Hw> Gvt<W> {
         vgpu.msi_due = false;
         vgpu.map_irq_page(host);
         vgpu.switch_dirty = EngineMask::ALL;
-        for engine in Engine::ALL {
-            vgpu.engines.get_mut(engine).slots.iter_mut().flatten().for_each(|slot| slot.unwatch(host, vgpu.vm));
-        }
         vgpu.gtt.reset(host, &mut self.gpu.hw);
         let fences = vgpu.fences;
         clear_fences(&mut self.gpu, fences);

@@ -9,7 +9,7 @@ use crate::report::Cause;
 use crate::trace::Note;
 use crate::vgpu::execlist::List;
 use gvt_defs::context;
-use gvt_defs::execlist::{CsbEntry, Descriptor};
+use gvt_defs::execlist::CsbEntry;
 use gvt_defs::{Engine, GgttAddr, Nanos};
 
 /// Frames of shadow tables that may wait for a flush before one is made for their sake.
@@ -33,7 +33,6 @@ impl<W: Hw> Gvt<W> {
         self.trace.push(now, Some(index), Note::Submit(engine, list.first().0));
         // What the hardware has finished by now is finished before this submission.
         self.poll_engine(host, engine, now);
-        self.retire_last(host, index, engine, list.first());
         self.sync(host, index);
         self.accept(host, index, engine, list, now);
         self.schedule(host, engine, now);
@@ -102,34 +101,10 @@ impl<W: Hw> Gvt<W> {
         }
     }
 
-    /// Another context is about to run: the state of the one that ran last goes to the guest, before the stores that
-    /// this takes are harvested, so that they are not taken for the guest's.
-    fn retire_last(&mut self, host: &mut dyn Host, index: usize, engine: Engine, next: Descriptor) {
-        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let virt = vgpu.engines.get_mut(engine);
-        if virt.active.is_some() {
-            return;
-        }
-        let Some(slot) = virt.last.and_then(|last| virt.slot_mut(last)) else { return };
-        if slot.lrca != next.lrca() {
-            slot.own_stores = true;
-            slot.write_back_engine(host, vgpu.vm, &mut vgpu.stats);
-        }
-    }
-
-    /// A sync point (design D6): the guest's page tables are followed, and changed context images noticed.
+    /// A sync point (design D6): the guest's page tables are followed.
     pub(super) fn sync(&mut self, host: &mut dyn Host, index: usize) {
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let engines = &mut vgpu.engines;
-        let synced = vgpu.gtt.sync(host, &mut self.gpu.hw, &mut |gfn| {
-            let slots = Engine::ALL.into_iter();
-            slots.for_each(|engine| {
-                engines.get_mut(engine).slots.iter_mut().flatten().for_each(|slot| slot.stored(gfn))
-            });
-        });
-        for engine in Engine::ALL {
-            vgpu.engines.get_mut(engine).slots.iter_mut().flatten().for_each(|slot| slot.own_stores = false);
-        }
+        let synced = vgpu.gtt.sync(host, &mut self.gpu.hw, &mut |_| {});
         vgpu.stats.syncs += 1;
         vgpu.stats.synced_entries += u64::from(synced.ggtt_entries) + u64::from(synced.ppgtt_entries);
         vgpu.stats.ggtt_flushes += u64::from(synced.ggtt_entries != 0);

@@ -7,7 +7,7 @@ use crate::host::{Host, VmId};
 use crate::stats::Stats;
 use arrayvec::ArrayVec;
 use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS, value};
-use gvt_defs::{Engine, Gfn, GgttAddr, Gpa, Hpa, ring};
+use gvt_defs::{Engine, GgttAddr, Gpa, Hpa, ring};
 
 /// Pages of the largest context image.
 pub(crate) const IMAGE_PAGES: usize = 22;
@@ -33,10 +33,6 @@ pub(crate) struct ShadowContext {
     pub(crate) stamp: Option<Stamp>,
     /// The guest's ring: address and bytes.
     pub(crate) guest_ring: (GgttAddr, u32),
-    /// The guest has stored nothing to its image since, as far as pages are watched (all but the first two).
-    pub(crate) clean: bool,
-    /// Stores to those pages that the next harvest reports are the mediator's.
-    pub(crate) own_stores: bool,
     /// The engine state is newer here than in the guest's image.
     pub(crate) newer: bool,
     /// When it was used, on the engine's clock.
@@ -64,9 +60,6 @@ const BATCH: [usize; 6] =
 
 /// The first value of the engine context: R_PWR_CLK_STATE, or BCS_SWCTRL.
 const FIRST_ENGINE_VALUE: usize = value::RPCS;
-
-/// Pages of an image that are not watched, from the first on.
-const UNWATCHED: usize = 2;
 
 fn at(page: &[u32], index: usize) -> u32 {
     page.get(index).copied().unwrap_or(0)
@@ -168,35 +161,25 @@ pub(crate) struct Left {
 }
 
 impl ShadowContext {
-    /// Watches the pages of a guest's image. The first is its status page and the second holds the ring pointers:
-    /// drivers write both all the time, so the one is not copied and the other is compared.
-    pub(crate) fn watch(&mut self, host: &mut dyn Host, vm: VmId, pages: ArrayVec<Gpa, IMAGE_PAGES>) {
-        self.unwatch(host, vm);
-        self.clean = pages.iter().skip(UNWATCHED).all(|page| host.track(vm, page.gfn()).is_ok());
-        self.pages = pages;
-    }
-
-    /// Stops watching.
-    pub(crate) fn unwatch(&mut self, host: &mut dyn Host, vm: VmId) {
-        for page in self.pages.drain(..).skip(UNWATCHED) {
-            host.untrack(vm, page.gfn());
-        }
-        self.clean = false;
-    }
-
-    /// A watched page was stored to.
-    pub(crate) fn stored(&mut self, gfn: Gfn) {
-        if !self.own_stores && self.clean && self.pages.iter().skip(UNWATCHED).any(|page| page.gfn() == gfn) {
-            self.clean = false;
-        }
-    }
-
-    /// Whether the engine part of the guest's register page is what the shadow holds.
-    pub(crate) fn same_register_page(&self, host: &mut dyn Host, page: &[u32; DWORDS]) -> bool {
+    /// Whether the engine part of the guest's image is what the shadow holds; `page` is its register page. Comparing
+    /// costs a fraction of an audit. (Watching the pages for stores instead would cost less still, but frames change
+    /// between images and page tables, which are watched too.)
+    pub(crate) fn same_image(&self, host: &mut dyn Host, vm: VmId, page: &[u32; DWORDS]) -> bool {
         let mut own = [0u32; DWORDS];
         self.image.read(host, context::REGISTER_PAGE, &mut own);
         at(&own, FIRST_ENGINE_VALUE) == at(page, FIRST_ENGINE_VALUE)
             && own.get(RING_CONTEXT_DWORDS..) == page.get(RING_CONTEXT_DWORDS..)
+            && self.same_pages(host, vm)
+    }
+
+    /// The same for the pages behind the register page.
+    fn same_pages(&self, host: &mut dyn Host, vm: VmId) -> bool {
+        let (mut own, mut guests) = ([0u8; 4096], [0u8; 4096]);
+        self.pages.iter().enumerate().skip(2).all(|(page, guest)| {
+            let Some(frame) = self.image.frame(page as u32) else { return false };
+            host.read_frame(frame, 0, &mut own);
+            host.read(vm, *guest, &mut guests).is_ok() && own == guests
+        })
     }
 
     /// Reads where the hardware stopped. The image is final.
@@ -238,10 +221,6 @@ impl ShadowContext {
     pub(crate) fn write_back_engine(&mut self, host: &mut dyn Host, vm: VmId, stats: &mut Stats) {
         if !core::mem::take(&mut self.newer) {
             return;
-        }
-        if !self.own_stores {
-            // Nobody is about to harvest: the stores would look like the guest's.
-            self.clean = self.pages.len() <= UNWATCHED;
         }
         let mut bytes = [0u8; 4096];
         for (page, guest) in self.pages.iter().enumerate().skip(1) {

@@ -200,7 +200,7 @@ fn an_untouched_image_is_not_copied_again() {
         assert_eq!(m.host.guest_read32(d.vm, page), value);
     }
     // The guest stores into a page of the engine state, or into the register page: copied again.
-    for (at, value) in [(gvt_defs::Gpa(a.image[7].0 + 64), 0), (gvt_defs::Gpa(a.image[1].0 + 4 * 0x69), 77)] {
+    for (at, value) in [(gvt_defs::Gpa(a.image[7].0 + 64), 1), (gvt_defs::Gpa(a.image[1].0 + 4 * 0x69), 77)] {
         let before = copied(&m, &d);
         assert!(d.execute(&mut m, &mut b, &[]));
         m.host.guest_write32(d.vm, at, value);
