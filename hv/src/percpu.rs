@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use crate::irq::Pending;
+
 /// Most CPUs that are brought up; more stay parked.
 pub const MAX_CPUS: usize = 64;
 
@@ -21,8 +23,8 @@ pub struct PerCpu {
     pub(crate) devices: AtomicU64,
     pub(crate) state: AtomicU32,
     pub(crate) stack_top: AtomicU64,
-    /// Interrupts taken, for `stats`.
-    pub(crate) taken: AtomicU64,
+    /// Interrupts taken, by the bit of `Pending` that they set.
+    pub(crate) taken: [AtomicU64; 8],
 }
 
 impl PerCpu {
@@ -35,7 +37,7 @@ impl PerCpu {
             devices: AtomicU64::new(0),
             state: AtomicU32::new(0),
             stack_top: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
+            taken: [const { AtomicU64::new(0) }; 8],
         }
     }
 
@@ -49,9 +51,10 @@ impl PerCpu {
         self.apic_id
     }
 
-    /// Interrupts that it has taken in root mode.
-    pub fn interrupts(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+    /// Interrupts that it has taken in root mode, those that mean `kind`.
+    pub fn interrupts(&self, kind: Pending) -> u64 {
+        let places = (0u32..).zip(&self.taken).filter(|(place, _)| kind.bits() & 1 << place != 0);
+        places.map(|(_, count)| count.load(Ordering::Relaxed)).sum()
     }
 }
 

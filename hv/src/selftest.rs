@@ -142,18 +142,21 @@ fn clock(_: &Platform) -> Result<(), &'static str> {
 
 fn timer(_: &Platform) -> Result<(), &'static str> {
     irq::poll();
-    let due = Nanos(time::now().0 + 5_000_000);
-    apic::arm(due);
-    while !irq::wait().contains(Pending::TIMER) {
-        ensure(time::now().0 < due.0 + PATIENCE_NANOS, "something else woke the CPU for too long")?;
+    for _ in 0..4 {
+        let due = Nanos(time::now().0 + 5_000_000);
+        apic::arm(due);
+        while !irq::wait().contains(Pending::TIMER) {
+            ensure(time::now().0 < due.0 + PATIENCE_NANOS, "it does not fire")?;
+        }
+        ensure(time::now() >= due, "it fires early, which costs a second interrupt")?;
     }
-    ensure(time::now().0 + 1_000_000 >= due.0, "the timer fired early by more than a millisecond")
+    Ok(())
 }
 
 fn cpus(platform: &Platform) -> Result<(), &'static str> {
     ensure(percpu::count() as usize == platform.acpi.cpus.len(), "a CPU is missing")?;
     for cpu in (1..percpu::count()).map(CpuId) {
-        let taken = || percpu::get(cpu).map_or(0, |cpu| cpu.interrupts());
+        let taken = || percpu::get(cpu).map_or(0, |cpu| cpu.interrupts(Pending::KICK));
         let before = taken();
         apic::kick(cpu);
         let end = time::now().0 + PATIENCE_NANOS;
