@@ -96,6 +96,8 @@ At the console of an interactive run:
   Ctrl-] m             Prism's monitor; `help` there lists its commands
   Ctrl-] q             end the run
 
+Packages come from the mirror in the host's apt configuration; where that is not Debian's, from the Debian mirror
+whose address is in the environment variable PRISM_MIRROR.
 Logs of the last run are in target/prism/runs/demo/.
 ";
 

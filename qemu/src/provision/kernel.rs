@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::module::Index;
-use super::sources::Archive;
+use super::sources::{Archive, MIRROR};
 use super::{Item, Store, unpack};
 use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
 use crate::paths;
@@ -80,9 +80,9 @@ impl KernelKind {
     fn fetch(self, store: &Store, dir: &Path) -> Result<String> {
         if store.archive.id != "debian" {
             return Err(Error::new(format!(
-                "the guests' kernels are Debian's and this host is {}: put vmlinuz and modules into {} (see README.md)",
-                store.archive.id,
-                dir.display()
+                "the demo's kernels are Debian's and this host is {}: set {MIRROR} to the address of a Debian mirror (apt \
+                 and debian-archive-keyring must be installed), or give a configuration with kernels of your own",
+                store.archive.id
             )));
         }
         let (suite, meta) = self.package();

@@ -63,17 +63,20 @@ impl Store {
 
     /// The first of the newer suites with a version of `package` that `accept`s, and that version.
     fn find(&self, package: &str, accept: impl Fn(&str) -> bool + Copy) -> Result<Option<(Suites, String)>> {
+        let mut failed = None;
         for set in self.newer_suites() {
             let names: Vec<&str> = set.iter().map(String::as_str).collect();
-            // A suite may be gone from the mirror (old backports are): the next one is tried.
-            let Ok(suites) = self.suites(&names) else {
-                continue;
-            };
-            if let Some(version) = suites.version(package, accept)? {
-                return Ok(Some((suites, version)));
+            match self.suites(&names) {
+                Ok(suites) => {
+                    if let Some(version) = suites.version(package, accept)? {
+                        return Ok(Some((suites, version)));
+                    }
+                }
+                // A suite may be gone from the mirror (old backports are): the next one is tried.
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(None)
+        failed.map_or(Ok(None), Err)
     }
 }
 

@@ -5,6 +5,11 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
+/// The environment variable that names a Debian mirror, on hosts that are not Debian's.
+pub const MIRROR: &str = "PRISM_MIRROR";
+/// Where the package debian-archive-keyring puts the keys.
+const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// The host's distribution and the archive that its packages come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
@@ -30,19 +35,31 @@ struct Entry {
 }
 
 impl Archive {
-    /// Finds the main archive of the host's distribution.
+    /// Finds the main archive of the host's distribution, or takes the Debian mirror that the user names.
     pub fn of_host() -> Result<Self> {
+        if let Ok(uri) = std::env::var(MIRROR) {
+            return Ok(Self::debian(uri));
+        }
         let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
         let id = os_field(&os, "ID").unwrap_or_else(|| "unknown".into());
         let codename = os_field(&os, "VERSION_CODENAME").unwrap_or_default();
         let entries = entries_of_host(Path::new("/etc/apt"));
         pick(&entries, &id, &codename).ok_or_else(|| {
             Error::new(format!(
-                "no main archive of {id} {codename} in /etc/apt/sources.list*: Prism fetches what it needs from \
-                 the package mirror set there; on other systems install qemu-system-x86_64 11.1 and put kernels \
-                 into target/prism (see README.md)"
+                "no main archive of {id} {codename} in /etc/apt/sources.list*: set {MIRROR} to the address of a Debian \
+                 mirror (apt and debian-archive-keyring must be installed)"
             ))
         })
+    }
+
+    fn debian(uri: String) -> Self {
+        let key = Path::new(DEBIAN_KEYS);
+        Self {
+            id: "debian".into(),
+            codename: "bookworm".into(),
+            uri,
+            signed_by: key.exists().then(|| DEBIAN_KEYS.into()),
+        }
     }
 }
 
