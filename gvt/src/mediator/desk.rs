@@ -10,7 +10,7 @@ use crate::host::{Host, NoFrame, VmId};
 use crate::hw::Hw;
 use crate::vgpu::Vgpu;
 use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
-use crate::vgpu::execlist::{Fit, Place, SLOTS, Work};
+use crate::vgpu::execlist::{Again, Fit, Place, SLOTS, Work};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS};
@@ -49,6 +49,15 @@ impl From<AuditFault> for Refusal {
 
 /// Register writes that commands make and the register file must know.
 pub(super) type Mirrored = Vec<(u32, u32)>;
+
+/// What became of a span of a ring.
+struct Copied {
+    mirrored: Mirrored,
+    /// The shadow ring's tail.
+    tail: u32,
+    /// Where the guest's ring goes on, if not all of it was taken.
+    resume: Option<u32>,
+}
 
 /// The pieces of a ring between head and tail: first and one-past-last byte offset.
 type Pieces = [(u32, u32); 2];
@@ -111,32 +120,34 @@ impl<W: Hw> Desk<'_, W> {
         }
         let slot = self.take_slot(lrca, &page)?;
         self.fit_ring(slot, &part)?;
-        let (pin, mirrored) = self.build(slot, &part)?;
+        let (pin, copied) = self.build(slot, &part)?;
         self.vgpu.engines.get_mut(self.engine).preparing = None;
-        let work = Work { slot, pin, tail: part.tail, place: Place::Waiting, resubmit: false, prepare_again: false };
+        let again = copied.resume.map(Again::At);
+        let work = Work { slot, pin, tail: copied.tail, place: Place::Waiting, resubmit: false, again };
         self.vgpu.engines.get_mut(self.engine).work = Some(work);
-        Ok(mirrored)
+        Ok(copied.mirrored)
     }
 
     /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
-    fn build(&mut self, slot: usize, part: &RingPart) -> Result<(Pin, Mirrored), Refusal> {
+    fn build(&mut self, slot: usize, part: &RingPart) -> Result<(Pin, Copied), Refusal> {
         if let Some(shadow) = self.slot_mut(slot) {
             shadow.arena_used = 0;
         }
         let (root, pin) = self.acquire(part.pml4);
-        let built = self.copy_ring(slot, part.pml4, (part.head, part.tail)).and_then(|mirrored| {
+        let built = self.copy_ring(slot, part.pml4, (part.head, part.tail)).and_then(|copied| {
             let buffers = self.copy_buffers(slot, part)?;
             let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
             let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
             let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
             let mut page = [0u32; RING_CONTEXT_DWORDS];
             shadow.image.read(self.host, context::REGISTER_PAGE, &mut page);
-            build_ring_part(self.engine, part, to, &mut page);
+            let part = RingPart { tail: copied.tail, ..*part };
+            build_ring_part(self.engine, &part, to, &mut page);
             shadow.image.write(self.host, context::REGISTER_PAGE, &page);
-            Ok(mirrored)
+            Ok(copied)
         });
         match built {
-            Ok(mirrored) => Ok((pin, mirrored)),
+            Ok(copied) => Ok((pin, copied)),
             Err(refusal) => {
                 self.vgpu.gtt.ppgtt.release(self.host, pin);
                 Err(refusal)
@@ -148,6 +159,10 @@ impl<W: Hw> Desk<'_, W> {
     pub(super) fn extend(&mut self) -> Result<Mirrored, Refusal> {
         let virt = self.vgpu.engines.get(self.engine);
         let Some(work) = &virt.work else { return Ok(Mirrored::new()) };
+        if work.again.is_some() {
+            // All that the guest has added by then is taken when what runs is done.
+            return Ok(Mirrored::new());
+        }
         let (slot, from) = (work.slot, work.tail);
         let Some(shadow) = virt.slot(slot) else { return Ok(Mirrored::new()) };
         let lrca = shadow.lrca;
@@ -161,12 +176,12 @@ impl<W: Hw> Desk<'_, W> {
         if part.tail == from {
             return Ok(Mirrored::new());
         }
-        let mirrored = match self.copy_ring(slot, part.pml4, (from, part.tail)) {
-            Ok(mirrored) => mirrored,
+        let copied = match self.copy_ring(slot, part.pml4, (from, part.tail)) {
+            Ok(copied) => copied,
             // No room beside what is running: from the start again, once that is done.
             Err(Refusal::NoRoom) => {
                 if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
-                    work.prepare_again = true;
+                    work.again = Some(Again::AtHead);
                 }
                 return Ok(Mirrored::new());
             }
@@ -174,13 +189,14 @@ impl<W: Hw> Desk<'_, W> {
         };
         let virt = self.vgpu.engines.get_mut(self.engine);
         if let Some(shadow) = virt.slots.get(slot).and_then(Option::as_ref) {
-            shadow.set_tail(self.host, part.tail);
+            shadow.set_tail(self.host, copied.tail);
         }
         if let Some(work) = &mut virt.work {
-            work.tail = part.tail;
+            work.tail = copied.tail;
+            work.again = copied.resume.map(Again::At);
             work.resubmit = work.place == Place::Hardware;
         }
-        Ok(mirrored)
+        Ok(copied.mirrored)
     }
 
     /// Takes pages of the mediator's space within the vGPU's share; contexts that nobody needs make room.
@@ -352,26 +368,54 @@ impl<W: Hw> Desk<'_, W> {
         (shadow.root, shadow.pin)
     }
 
-    /// Copies a span of the ring, audits the copy with the batches it leads to, and writes it to the shadow ring.
-    fn copy_ring(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Mirrored, Refusal> {
+    /// Copies a span of the ring, audits the copy with the batches it leads to, and writes it to the shadow ring. A
+    /// span that leads to more batches than are copied at a time is cut before the first that is too many.
+    fn copy_ring(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Copied, Refusal> {
         let mut ring = core::mem::take(&mut self.scratch.ring);
         let mut pages = ARENA_PAGES;
+        let mut limit = usize::MAX;
         let done = loop {
             let done = self.fetch_ring(slot, span, &mut ring).and_then(|pieces| {
+                let cut = ring.len() > limit;
+                ring.truncate(limit);
                 let mirrored = self.audit_ring(slot, pml4, &mut ring, pages)?;
                 self.place_ring(slot, pieces, &ring)?;
-                Ok(mirrored)
+                if !cut {
+                    return Ok(Copied { mirrored, tail: span.1, resume: None });
+                }
+                let (tail, resume) = self.end_early(slot, span.0, ring.len())?;
+                Ok(Copied { mirrored, tail, resume: Some(resume) })
             });
+            // From the start, with more room or with less of the ring: only what is audited last runs.
             match done {
-                // From the start, with more room: only what is audited last runs.
                 Err(Refusal::Audit(AuditFault { reason: Reason::TooLong, .. })) if pages < ARENA_PAGES_MAX => {
                     pages *= 4
+                }
+                Err(Refusal::Audit(AuditFault { reason: Reason::TooManyBatches, offset, .. }))
+                    if offset > 0 && (offset as usize) < limit =>
+                {
+                    limit = offset as usize;
                 }
                 done => break done,
             }
         };
         self.scratch.ring = ring;
         done
+    }
+
+    /// Ends the shadow ring behind `dwords` dwords from `head` on. Gives the tail, which is aligned to two dwords, and
+    /// where the guest's ring goes on.
+    fn end_early(&mut self, slot: usize, head: u32, dwords: usize) -> Result<(u32, u32), Refusal> {
+        let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
+        let (_, bytes) = shadow.guest_ring;
+        let wrap = |at: u32| if at >= bytes { at - bytes } else { at };
+        let resume = wrap(head + 4 * dwords as u32);
+        if resume.is_multiple_of(8) {
+            return Ok((resume, resume));
+        }
+        let block = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?;
+        block.write(self.host, resume, &[gvt_defs::mi::header(gvt_defs::mi::NOOP)]);
+        Ok((wrap(resume + 4), resume))
     }
 
     /// Copies a span of the guest's ring, in one piece. Gives the one or two pieces that it consists of.
@@ -413,11 +457,11 @@ impl<W: Hw> Desk<'_, W> {
     fn place_ring(&mut self, slot: usize, pieces: Pieces, ring: &[u32]) -> Result<(), Refusal> {
         let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
         let block = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?;
-        let mut at = 0;
+        let mut rest = ring;
         for (from, to) in pieces {
-            let end = at + (to - from) as usize / 4;
-            block.write(self.host, from, ring.get(at..end).unwrap_or_default());
-            at = end;
+            let (now, later) = rest.split_at(rest.len().min((to - from) as usize / 4));
+            block.write(self.host, from, now);
+            rest = later;
         }
         Ok(())
     }

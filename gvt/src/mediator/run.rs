@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
 use crate::trace::Note;
-use crate::vgpu::execlist::{Patience, Place, patience};
+use crate::vgpu::execlist::{Again, Patience, Place, patience};
 use gvt_defs::execlist::{CsbEntry, Descriptor};
 use gvt_defs::{Engine, Nanos, event, ring};
 
@@ -121,13 +121,15 @@ impl<W: Hw> Gvt<W> {
         vgpu.stats.engine_mut(engine).completions += 1;
         let vm = vgpu.vm;
         let virt = vgpu.engines.get_mut(engine);
-        let again = virt.work.as_ref().is_some_and(|work| work.prepare_again);
         let Some(work) = virt.work.take() else { return };
         if let Some(shadow) = virt.slot(work.slot) {
             shadow.write_back_ring(host, vm);
+            if let Some(Again::At(head)) = work.again {
+                shadow.set_guest_head(host, vm, head);
+            }
         }
         vgpu.gtt.ppgtt.release(host, work.pin);
-        if again {
+        if work.again.is_some() {
             return self.start(host, index, engine, now);
         }
         let virt = vgpu.engines.get_mut(engine);

@@ -216,6 +216,13 @@ impl ShadowContext {
         }
     }
 
+    /// Sets where the guest's ring goes on.
+    pub(crate) fn set_guest_head(&self, host: &mut dyn Host, vm: VmId, head: u32) {
+        if let Some(guest) = self.pages.get(1) {
+            let _ = host.write(vm, Gpa(guest.0 + 4 * value::RING_HEAD as u64), &head.to_le_bytes());
+        }
+    }
+
     /// Copies the engine state back into the guest's image, if it is newer here. Like hardware, which may write it
     /// until another context is loaded, this happens when the guest submits another context.
     pub(crate) fn write_back_engine(&mut self, host: &mut dyn Host, vm: VmId, stats: &mut Stats) {

@@ -68,8 +68,17 @@ pub(crate) struct Work {
     pub(crate) place: Place,
     /// The tail moved while it was on the hardware: submit again.
     pub(crate) resubmit: bool,
-    /// The tail moved and could not be followed: prepare again once it has run to `tail`.
-    pub(crate) prepare_again: bool,
+    /// The guest's ring holds more than was taken: prepare again once it has run to `tail`.
+    pub(crate) again: Option<Again>,
+}
+
+/// Where the guest's ring goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Again {
+    /// Where the hardware stopped.
+    AtHead,
+    /// At this offset; the hardware stopped at a no-op put behind it.
+    At(u32),
 }
 
 /// The state of one virtual engine.

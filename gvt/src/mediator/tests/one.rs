@@ -178,6 +178,40 @@ fn images_go_back_to_the_guest_as_on_hardware() {
     }
 }
 
+/// More batches in one submission than the audit copies at a time: the ring runs in parts, and the guest sees one.
+#[test]
+fn a_long_queue_of_blitter_batches_completes() {
+    let (mut m, mut d) = start();
+    let mut c = d.context(&mut m, Engine::Bcs);
+    let target = d.pages(1)[0];
+    d.map_process(&mut m, c.pml4, 0x30_0000, target);
+    let mut batches = Vec::new();
+    for i in 0..8u64 {
+        batch::write(&mut d, &mut m, &c, BATCH + 4096 * i, &store(0x30_0000 + 4 * i, 0xA0 + i as u32));
+        batches.push(BATCH + 4096 * i);
+    }
+    // Odd and even positions in the ring, and past its end.
+    for round in 0..4 {
+        for i in 0..80 {
+            let mut commands = Driver::batch_start(batches[i % 8]);
+            commands.resize(commands.len() + (i + round) % 3, 0);
+            d.emit(&mut m, &mut c, &commands);
+            d.emit(&mut m, &mut c, &[]);
+        }
+        for page in 0..8 {
+            m.host.guest_write32(d.vm, gvt_defs::Gpa(target.0 + 4 * page), 0);
+        }
+        d.submit(&mut m, &[&c]);
+        assert!(d.run_until(&mut m, 50_000_000, |d, _| d.idle(Engine::Bcs)), "{:?}", m.gvt.take_report());
+        assert_eq!(d.stored(&m, &c), c.seqno);
+        for i in 0..8 {
+            assert_eq!(m.host.guest_read32(d.vm, gvt_defs::Gpa(target.0 + 4 * i)), 0xA0 + i as u32);
+        }
+    }
+    assert_eq!(d.take_events(Engine::Bcs), [(1, 0), (0x18, c.id)].repeat(4));
+    assert_eq!(m.gvt.take_report(), None);
+}
+
 /// Two contexts in turns: their images are copied in once each, and go back each time another one comes.
 #[test]
 fn an_untouched_image_is_not_copied_again() {
