@@ -87,8 +87,11 @@ pub fn start(config: &Config) -> Result<Option<&'static dyn DeviceService>, Erro
     Ok(Some(&service::SERVICE))
 }
 
+/// A PCI function and its device number.
+pub type Slotted = (u8, Box<dyn PciFunction>);
+
 /// The PCI functions of one VM (its vGPU, if it has one), and the bytes of their BARs that are mapped page by page.
-pub fn functions(id: VmId, vm: &VmConfig) -> Result<(Vec<(u8, Box<dyn PciFunction>)>, u64), Error> {
+pub fn functions(id: VmId, vm: &VmConfig) -> Result<(Vec<Slotted>, u64), Error> {
     let Some(gpu) = &vm.gpu else { return Ok((Vec::new(), 0)) };
     let config = VgpuConfig {
         aperture: gpu.aperture_mib << 20,

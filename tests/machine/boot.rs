@@ -13,10 +13,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 fn native_kernel_reaches_its_script() {
     let kernel = KernelKind::V6_1Cloud.get().unwrap();
     let nonce = tests::nonce();
-    let initrd = Initrd::new()
-        .unwrap()
-        .script(&format!("echo script {nonce}\npoweroff -f"))
-        .finish();
+    let initrd = Initrd::new().unwrap().script(&format!("echo script {nonce}\npoweroff -f")).finish();
     let outcome = Machine::native("native-boot", &kernel.image)
         .gpu(Gpu::None)
         .module(initrd)

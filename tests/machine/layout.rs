@@ -6,12 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Rows of crates, lowest first: a crate depends on lower rows only.
-const ROWS: [&[&str]; 4] = [
-    &["hv-defs", "gvt-defs"],
-    &["hv-dev", "hv-emu", "gvt-model"],
-    &["hv", "gvt"],
-    &["boot"],
-];
+const ROWS: [&[&str]; 4] = [&["hv-defs", "gvt-defs"], &["hv-dev", "hv-emu", "gvt-model"], &["hv", "gvt"], &["boot"]];
 /// Depends on what it tests and runs; nothing depends on it but the tests.
 const SIDE: [&str; 3] = ["qemu", "tests", "smoke"];
 /// Crates with `unsafe` code in them.
@@ -24,11 +19,7 @@ fn crates_depend_on_lower_rows_only() {
     let packages = packages();
     let row = |name: &str| ROWS.iter().position(|row| row.contains(&name));
     for (name, package) in &packages {
-        for dependency in package
-            .dependencies
-            .iter()
-            .filter(|d| packages.contains_key(*d))
-        {
+        for dependency in package.dependencies.iter().filter(|d| packages.contains_key(*d)) {
             let allowed = match (row(name), row(dependency)) {
                 (Some(own), Some(other)) => other < own,
                 (Some(_), None) => false,
@@ -38,10 +29,7 @@ fn crates_depend_on_lower_rows_only() {
         }
     }
     let known: BTreeSet<&str> = ROWS.concat().into_iter().chain(SIDE).collect();
-    assert_eq!(
-        packages.keys().map(String::as_str).collect::<BTreeSet<_>>(),
-        known
-    );
+    assert_eq!(packages.keys().map(String::as_str).collect::<BTreeSet<_>>(), known);
 }
 
 #[test]
@@ -61,20 +49,10 @@ fn unsafe_code_is_forbidden_elsewhere() {
         let files = rust_files(&package.dir);
         if !MAY_BE_UNSAFE.contains(&name.as_str()) {
             let root = fs::read_to_string(package.dir.join("src/lib.rs")).unwrap_or_default();
-            assert!(
-                root.contains("#![forbid(unsafe_code)]"),
-                "{name}/src/lib.rs must forbid unsafe code"
-            );
+            assert!(root.contains("#![forbid(unsafe_code)]"), "{name}/src/lib.rs must forbid unsafe code");
         } else if name == "qemu" {
-            for file in files
-                .iter()
-                .filter(|file| !file.display().to_string().contains(UNSAFE_IN_QEMU))
-            {
-                assert!(
-                    !fs::read_to_string(file).unwrap().contains("unsafe {"),
-                    "{}",
-                    file.display()
-                );
+            for file in files.iter().filter(|file| !file.display().to_string().contains(UNSAFE_IN_QEMU)) {
+                assert!(!fs::read_to_string(file).unwrap().contains("unsafe {"), "{}", file.display());
             }
         }
     }
@@ -84,17 +62,10 @@ fn unsafe_code_is_forbidden_elsewhere() {
 fn every_folder_is_in_the_readme() {
     let root = qemu::paths::workspace();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let listed = Command::new("git")
-        .arg("-C")
-        .arg(&root)
-        .args(["ls-tree", "-d", "--name-only", "HEAD"])
-        .output()
-        .unwrap();
+    let listed =
+        Command::new("git").arg("-C").arg(&root).args(["ls-tree", "-d", "--name-only", "HEAD"]).output().unwrap();
     for folder in String::from_utf8(listed.stdout).unwrap().lines() {
-        assert!(
-            readme.contains(&format!("`{folder}/`")),
-            "README.md does not say what {folder}/ is"
-        );
+        assert!(readme.contains(&format!("`{folder}/`")), "README.md does not say what {folder}/ is");
     }
 }
 
@@ -122,12 +93,7 @@ fn packages() -> BTreeMap<String, Package> {
         .output()
         .unwrap();
     let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
-    metadata["packages"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(package)
-        .collect()
+    metadata["packages"].as_array().unwrap().iter().map(package).collect()
 }
 
 fn package(json: &serde_json::Value) -> (String, Package) {
@@ -136,10 +102,7 @@ fn package(json: &serde_json::Value) -> (String, Package) {
     let manifest = PathBuf::from(text(&json["manifest_path"]));
     let package = Package {
         dir: manifest.parent().unwrap().to_path_buf(),
-        dependencies: dependencies
-            .filter(|d| d["kind"] != "dev")
-            .map(|d| text(&d["name"]))
-            .collect(),
+        dependencies: dependencies.filter(|d| d["kind"] != "dev").map(|d| text(&d["name"])).collect(),
     };
     (text(&json["name"]), package)
 }

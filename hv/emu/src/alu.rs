@@ -42,11 +42,7 @@ pub fn binary(op: Op, width: Width, a: u64, b: u64, flags: u64) -> (u64, u64) {
         Op::Add | Op::Adc => {
             let wide = u128::from(a) + u128::from(b) + u128::from(carry);
             let result = wide as u64 & mask;
-            (
-                result,
-                wide > u128::from(mask),
-                (a ^ result) & (b ^ result) & sign != 0,
-            )
+            (result, wide > u128::from(mask), (a ^ result) & (b ^ result) & sign != 0)
         }
         Op::Sub | Op::Sbb => {
             let result = a.wrapping_sub(b).wrapping_sub(carry) & mask;
@@ -59,11 +55,7 @@ pub fn binary(op: Op, width: Width, a: u64, b: u64, flags: u64) -> (u64, u64) {
     };
     let mut out = result_flags(width, result);
     let arithmetic = !matches!(op, Op::And | Op::Or | Op::Xor);
-    for (set, flag) in [
-        (carry_out, CF),
-        (overflow, OF),
-        (arithmetic && (a ^ b ^ result) & 0x10 != 0, AF),
-    ] {
+    for (set, flag) in [(carry_out, CF), (overflow, OF), (arithmetic && (a ^ b ^ result) & 0x10 != 0, AF)] {
         if set {
             out |= flag;
         }

@@ -91,9 +91,7 @@ pub fn fetch<B: Bus + ?Sized>(regs: &Registers, bus: &mut B) -> Result<Decoded, 
         let linear = code_address(regs, have as u64);
         let room = (0x1000 - (linear.0 & 0xFFF)) as usize;
         let take = room.min(MAX_LENGTH - have);
-        let chunk = bytes
-            .get_mut(have..have + take)
-            .ok_or(Outcome::Unsupported)?;
+        let chunk = bytes.get_mut(have..have + take).ok_or(Outcome::Unsupported)?;
         let result = translate(regs, bus, linear, Access::Fetch)
             .map_err(Outcome::Exception)
             .and_then(|gpa| bus.read_ram(gpa, chunk).map_err(|_| Outcome::Unsupported));
@@ -118,11 +116,7 @@ pub fn fetch<B: Bus + ?Sized>(regs: &Registers, bus: &mut B) -> Result<Decoded, 
 fn code_address(regs: &Registers, offset: u64) -> Gva {
     match regs.bitness {
         Bitness::Bits64 => Gva(regs.rip.wrapping_add(offset)),
-        _ => Gva(regs
-            .cs
-            .base
-            .wrapping_add(regs.rip.wrapping_add(offset) & 0xFFFF_FFFF)
-            & 0xFFFF_FFFF),
+        _ => Gva(regs.cs.base.wrapping_add(regs.rip.wrapping_add(offset) & 0xFFFF_FFFF) & 0xFFFF_FFFF),
     }
 }
 
@@ -137,12 +131,7 @@ fn decode(regs: &Registers, bytes: [u8; MAX_LENGTH], have: usize) -> Result<Deco
             _ => Outcome::Exception(Exception::UD),
         });
     }
-    Ok(Decoded {
-        bytes,
-        len: instruction.len() as u8,
-        kind: kind(&instruction),
-        instruction,
-    })
+    Ok(Decoded { bytes, len: instruction.len() as u8, kind: kind(&instruction), instruction })
 }
 
 fn bits(bitness: Bitness) -> u32 {
@@ -198,26 +187,24 @@ fn control_move(instruction: &Instruction) -> Kind {
     };
     let gpr = |operand: u32| {
         let base = match instruction.code() {
-            Code::Mov_r64_cr | Code::Mov_cr_r64 | Code::Mov_r64_dr | Code::Mov_dr_r64 => {
-                Register::RAX
-            }
+            Code::Mov_r64_cr | Code::Mov_cr_r64 | Code::Mov_r64_dr | Code::Mov_dr_r64 => Register::RAX,
             _ => Register::EAX,
         };
         index(operand, base)
     };
     let found = match instruction.code() {
-        Code::Mov_cr_r32 | Code::Mov_cr_r64 => index(0, Register::CR0)
-            .zip(gpr(1))
-            .map(|(cr, gpr)| Kind::MovToCr { cr, gpr }),
-        Code::Mov_r32_cr | Code::Mov_r64_cr => index(1, Register::CR0)
-            .zip(gpr(0))
-            .map(|(cr, gpr)| Kind::MovFromCr { cr, gpr }),
-        Code::Mov_dr_r32 | Code::Mov_dr_r64 => index(0, Register::DR0)
-            .zip(gpr(1))
-            .map(|(dr, gpr)| Kind::MovToDr { dr, gpr }),
-        Code::Mov_r32_dr | Code::Mov_r64_dr => index(1, Register::DR0)
-            .zip(gpr(0))
-            .map(|(dr, gpr)| Kind::MovFromDr { dr, gpr }),
+        Code::Mov_cr_r32 | Code::Mov_cr_r64 => {
+            index(0, Register::CR0).zip(gpr(1)).map(|(cr, gpr)| Kind::MovToCr { cr, gpr })
+        }
+        Code::Mov_r32_cr | Code::Mov_r64_cr => {
+            index(1, Register::CR0).zip(gpr(0)).map(|(cr, gpr)| Kind::MovFromCr { cr, gpr })
+        }
+        Code::Mov_dr_r32 | Code::Mov_dr_r64 => {
+            index(0, Register::DR0).zip(gpr(1)).map(|(dr, gpr)| Kind::MovToDr { dr, gpr })
+        }
+        Code::Mov_r32_dr | Code::Mov_r64_dr => {
+            index(1, Register::DR0).zip(gpr(0)).map(|(dr, gpr)| Kind::MovFromDr { dr, gpr })
+        }
         _ => None,
     };
     found.unwrap_or(Kind::Other)

@@ -158,18 +158,8 @@ enum Keep {
     FlagsOnly,
 }
 
-fn binary<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-    op: Op,
-    keep: Keep,
-) -> Result<Step> {
-    let access = if keep == Keep::Result {
-        Access::Write
-    } else {
-        Access::Read
-    };
+fn binary<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction, op: Op, keep: Keep) -> Result<Step> {
+    let access = if keep == Keep::Result { Access::Write } else { Access::Read };
     let Some(target) = Operand::resolve(regs, bus, i, 0, access)? else {
         return Ok(Step::Unsupported);
     };
@@ -240,11 +230,7 @@ fn exchange<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction)
     Ok(Step::Done)
 }
 
-fn compare_exchange<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-) -> Result<Step> {
+fn compare_exchange<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
     let Some(target) = Operand::resolve(regs, bus, i, 0, Access::Write)? else {
         return Ok(Step::Unsupported);
     };
@@ -289,24 +275,15 @@ fn compare_exchange_pair<B: Bus + ?Sized>(
     }
     let location = Location::new(regs, bus, address, 2 * half.bytes(), Access::Write)?;
     let old = location.load(bus);
-    let pair = |low: u64, high: u64| {
-        u128::from(low & half.mask()) | (u128::from(high & half.mask()) << bits)
-    };
+    let pair = |low: u64, high: u64| u128::from(low & half.mask()) | (u128::from(high & half.mask()) << bits);
     let [rax, rcx, rdx, rbx, ..] = regs.gpr;
     if old == pair(rax, rdx) {
         location.store(bus, pair(rbx, rcx));
         regs.rflags |= ZF;
     } else {
         location.store(bus, old);
-        let registers = if half == Width::B8 {
-            [Register::RAX, Register::RDX]
-        } else {
-            [Register::EAX, Register::EDX]
-        };
-        for (register, value) in registers
-            .into_iter()
-            .zip([old as u64, (old >> bits) as u64])
-        {
+        let registers = if half == Width::B8 { [Register::RAX, Register::RDX] } else { [Register::EAX, Register::EDX] };
+        for (register, value) in registers.into_iter().zip([old as u64, (old >> bits) as u64]) {
             if let Some(gpr) = general(register) {
                 set(regs, gpr, value & half.mask());
             }
@@ -321,25 +298,16 @@ fn bit_test<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction)
     let Some(index) = Operand::resolve(regs, bus, i, 1, Access::Read)? else {
         return Ok(Step::Unsupported);
     };
-    let access = if i.mnemonic() == Mnemonic::Bt {
-        Access::Read
-    } else {
-        Access::Write
-    };
+    let access = if i.mnemonic() == Mnemonic::Bt { Access::Read } else { Access::Write };
     let bit = index.load(regs, bus);
     let target = match (i.op0_kind(), index) {
         (OpKind::Memory, Operand::Register(gpr)) => {
             let bits = 8 * gpr.width.bytes() as u64;
             let signed = sign_extend(bit, gpr.width) as i64;
-            let unit = signed
-                .div_euclid(bits as i64)
-                .wrapping_mul(gpr.width.bytes() as i64);
+            let unit = signed.div_euclid(bits as i64).wrapping_mul(gpr.width.bytes() as i64);
             let address = effective(regs, i).wrapping_add(unit as u64);
-            let address = hv_defs::Gva(if regs.bitness == Bitness::Bits64 {
-                address.0
-            } else {
-                address.0 & 0xFFFF_FFFF
-            });
+            let address =
+                hv_defs::Gva(if regs.bitness == Bitness::Bits64 { address.0 } else { address.0 & 0xFFFF_FFFF });
             let location = Location::new(regs, bus, address, gpr.width.bytes(), access)?;
             Some(Operand::Memory(location, gpr.width))
         }
@@ -362,11 +330,7 @@ fn bit_test<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction)
     if let Some(result) = result {
         target.store(regs, bus, result);
     }
-    regs.rflags = if value & mask != 0 {
-        regs.rflags | CF
-    } else {
-        regs.rflags & !CF
-    };
+    regs.rflags = if value & mask != 0 { regs.rflags | CF } else { regs.rflags & !CF };
     Ok(Step::Done)
 }
 
@@ -392,8 +356,7 @@ fn push<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> 
 
 /// POP into a memory operand; the address uses the incremented RSP (SDM 2B "POP").
 fn pop<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(width) = crate::operand::memory_width(i).filter(|_| i.op0_kind() == OpKind::Memory)
-    else {
+    let Some(width) = crate::operand::memory_width(i).filter(|_| i.op0_kind() == OpKind::Memory) else {
         return Ok(Step::Unsupported);
     };
     let Some(pointer) = stack_pointer(regs) else {
@@ -403,18 +366,8 @@ fn pop<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> R
     let address = linear(regs, Register::SS, top);
     let value = Location::new(regs, bus, address, width.bytes(), Access::Read)?.load(bus);
     let mut after = *regs;
-    set(
-        &mut after,
-        pointer,
-        top.wrapping_add(width.bytes() as u64) & pointer.width.mask(),
-    );
-    let target = Location::new(
-        &after,
-        bus,
-        effective(&after, i),
-        width.bytes(),
-        Access::Write,
-    )?;
+    set(&mut after, pointer, top.wrapping_add(width.bytes() as u64) & pointer.width.mask());
+    let target = Location::new(&after, bus, effective(&after, i), width.bytes(), Access::Write)?;
     target.store(bus, value);
     *regs = after;
     Ok(Step::Done)
@@ -430,12 +383,7 @@ fn stack_pointer(regs: &Registers) -> Option<crate::operand::Gpr> {
 }
 
 /// SSE moves of `len` bytes between an XMM register and memory.
-fn vector_move<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-    len: usize,
-) -> Result<Step> {
+fn vector_move<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction, len: usize) -> Result<Step> {
     if i.op1_kind() == OpKind::Memory {
         let Some(target) = xmm(i.op0_register()) else {
             return Ok(Step::Unsupported);
@@ -445,9 +393,7 @@ fn vector_move<B: Bus + ?Sized>(
             return Ok(Step::Unsupported);
         }
         let value = location.load(bus);
-        return Ok(bus
-            .set_xmm(target, value)
-            .map_or(Step::Unsupported, |()| Step::Done));
+        return Ok(bus.set_xmm(target, value).map_or(Step::Unsupported, |()| Step::Done));
     }
     if i.op0_kind() != OpKind::Memory {
         return Ok(Step::Unsupported);
@@ -480,9 +426,6 @@ fn port_out<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction)
 fn port_number(regs: &Registers, i: &Instruction, operand: u32) -> Option<u16> {
     match i.op_kind(operand) {
         OpKind::Register => general(i.op_register(operand)).map(|gpr| get(regs, gpr) as u16),
-        _ => i
-            .try_immediate(operand)
-            .ok()
-            .map(|value| value as u16 & 0xFF),
+        _ => i.try_immediate(operand).ok().map(|value| value as u16 & 0xFF),
     }
 }

@@ -4,15 +4,7 @@
 //! References: SDM vol. 2 (instructions), SDM 3A chapter 4 (paging), APM 2 chapter 5.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod alu;
 mod decode;
@@ -133,23 +125,11 @@ pub struct Exception {
 
 impl Exception {
     /// #UD.
-    pub const UD: Self = Self {
-        vector: 6,
-        error_code: None,
-        cr2: None,
-    };
+    pub const UD: Self = Self { vector: 6, error_code: None, cr2: None };
     /// #SS(0).
-    pub const SS: Self = Self {
-        vector: 12,
-        error_code: Some(0),
-        cr2: None,
-    };
+    pub const SS: Self = Self { vector: 12, error_code: Some(0), cr2: None };
     /// #GP(0).
-    pub const GP: Self = Self {
-        vector: 13,
-        error_code: Some(0),
-        cr2: None,
-    };
+    pub const GP: Self = Self { vector: 13, error_code: Some(0), cr2: None };
 }
 
 /// How an emulation ended.

@@ -19,45 +19,25 @@ pub fn general(register: Register) -> Option<Gpr> {
         (number >= first as u32 && number <= last as u32).then(|| (number - first as u32) as usize)
     };
     if let Some(n) = within(Register::AL, Register::BL) {
-        return Some(Gpr {
-            index: n,
-            width: Width::B1,
-            shift: 0,
-        });
+        return Some(Gpr { index: n, width: Width::B1, shift: 0 });
     }
     if let Some(n) = within(Register::AH, Register::BH) {
-        return Some(Gpr {
-            index: n,
-            width: Width::B1,
-            shift: 8,
-        });
+        return Some(Gpr { index: n, width: Width::B1, shift: 8 });
     }
     if let Some(n) = within(Register::SPL, Register::R15L) {
-        return Some(Gpr {
-            index: n + 4,
-            width: Width::B1,
-            shift: 0,
-        });
+        return Some(Gpr { index: n + 4, width: Width::B1, shift: 0 });
     }
     let banks = [
         (Register::AX, Register::R15W, Width::B2),
         (Register::EAX, Register::R15D, Width::B4),
         (Register::RAX, Register::R15, Width::B8),
     ];
-    banks.iter().find_map(|&(first, last, width)| {
-        within(first, last).map(|index| Gpr {
-            index,
-            width,
-            shift: 0,
-        })
-    })
+    banks.iter().find_map(|&(first, last, width)| within(first, last).map(|index| Gpr { index, width, shift: 0 }))
 }
 
 /// Reads a general register, zero-extended.
 pub fn get(regs: &Registers, gpr: Gpr) -> u64 {
-    regs.gpr
-        .get(gpr.index)
-        .map_or(0, |value| (value >> gpr.shift) & gpr.width.mask())
+    regs.gpr.get(gpr.index).map_or(0, |value| (value >> gpr.shift) & gpr.width.mask())
 }
 
 /// Writes a general register: 32-bit writes clear the upper half, narrower ones keep the rest.
@@ -118,11 +98,7 @@ pub fn segment_base(regs: &Registers, register: Register) -> u64 {
 /// Linear address of `offset` in a segment.
 pub fn linear(regs: &Registers, segment: Register, offset: u64) -> Gva {
     let sum = segment_base(regs, segment).wrapping_add(offset);
-    Gva(if regs.bitness == Bitness::Bits64 {
-        sum
-    } else {
-        sum & 0xFFFF_FFFF
-    })
+    Gva(if regs.bitness == Bitness::Bits64 { sum } else { sum & 0xFFFF_FFFF })
 }
 
 /// Linear address of the instruction's memory operand (SDM 1 3.7.5).
@@ -145,11 +121,7 @@ pub fn effective(regs: &Registers, instruction: &Instruction) -> Gva {
         width = Some(gpr.width);
     }
     let width = width.or(Width::from_bytes(instruction.memory_displ_size() as usize));
-    linear(
-        regs,
-        instruction.memory_segment(),
-        offset & width.map_or(u64::MAX, Width::mask),
-    )
+    linear(regs, instruction.memory_segment(), offset & width.map_or(u64::MAX, Width::mask))
 }
 
 /// A memory location of 1 to 16 bytes, already translated; at most two pages.
@@ -176,11 +148,7 @@ impl Location {
         let room = (0x1000 - address.page_offset()) as usize;
         let second = if len > room {
             let next = address.wrapping_add(room as u64);
-            let next = if regs.bitness == Bitness::Bits64 {
-                next
-            } else {
-                Gva(next.0 & 0xFFFF_FFFF)
-            };
+            let next = if regs.bitness == Bitness::Bits64 { next } else { Gva(next.0 & 0xFFFF_FFFF) };
             Some(translate(regs, bus, next, access)?)
         } else {
             None
@@ -255,10 +223,7 @@ impl Operand {
             OpKind::Memory => match memory_width(instruction) {
                 Some(width) => {
                     let address = effective(regs, instruction);
-                    Some(Self::Memory(
-                        Location::new(regs, bus, address, width.bytes(), access)?,
-                        width,
-                    ))
+                    Some(Self::Memory(Location::new(regs, bus, address, width.bytes(), access)?, width))
                 }
                 None => None,
             },

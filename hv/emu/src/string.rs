@@ -13,11 +13,7 @@ const BATCH: u32 = 1024;
 const RFLAGS_DF: u64 = 1 << 10;
 
 /// Executes a string instruction.
-pub fn execute<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-) -> Result<Step, Stop> {
+pub fn execute<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step, Stop> {
     let Some(string) = StringOp::new(i) else {
         return Ok(Step::Unsupported);
     };
@@ -100,12 +96,7 @@ impl StringOp {
             OpKind::MemorySegRSI | OpKind::MemoryESRDI => Some(Bitness::Bits64),
             _ => None,
         })?;
-        Some(Self {
-            action,
-            width,
-            address,
-            source_segment: i.memory_segment(),
-        })
+        Some(Self { action, width, address, source_segment: i.memory_segment() })
     }
 
     fn register(&self, names: [Register; 3]) -> Option<Gpr> {
@@ -127,21 +118,10 @@ impl StringOp {
             Action::Cmps | Action::Scas => Access::Read,
             _ => Access::Write,
         };
-        let uses_source = matches!(
-            self.action,
-            Action::Movs | Action::Lods | Action::Cmps | Action::Outs
-        );
+        let uses_source = matches!(self.action, Action::Movs | Action::Lods | Action::Cmps | Action::Outs);
         let uses_target = !matches!(self.action, Action::Lods | Action::Outs);
-        let source = if uses_source {
-            Some(self.source(regs, bus)?)
-        } else {
-            None
-        };
-        let target = if uses_target {
-            Some(self.target(regs, bus, access)?)
-        } else {
-            None
-        };
+        let source = if uses_source { Some(self.source(regs, bus)?) } else { None };
+        let target = if uses_target { Some(self.target(regs, bus, access)?) } else { None };
         self.act(regs, bus, source, target);
         if uses_source {
             self.step(regs, [Register::SI, Register::ESI, Register::RSI]);
@@ -201,33 +181,12 @@ impl StringOp {
         }
     }
 
-    fn source<B: Bus + ?Sized>(
-        &self,
-        regs: &Registers,
-        bus: &mut B,
-    ) -> Result<Location, Exception> {
-        self.locate(
-            regs,
-            bus,
-            self.source_segment,
-            [Register::SI, Register::ESI, Register::RSI],
-            Access::Read,
-        )
+    fn source<B: Bus + ?Sized>(&self, regs: &Registers, bus: &mut B) -> Result<Location, Exception> {
+        self.locate(regs, bus, self.source_segment, [Register::SI, Register::ESI, Register::RSI], Access::Read)
     }
 
-    fn target<B: Bus + ?Sized>(
-        &self,
-        regs: &Registers,
-        bus: &mut B,
-        access: Access,
-    ) -> Result<Location, Exception> {
-        self.locate(
-            regs,
-            bus,
-            Register::ES,
-            [Register::DI, Register::EDI, Register::RDI],
-            access,
-        )
+    fn target<B: Bus + ?Sized>(&self, regs: &Registers, bus: &mut B, access: Access) -> Result<Location, Exception> {
+        self.locate(regs, bus, Register::ES, [Register::DI, Register::EDI, Register::RDI], access)
     }
 
     fn locate<B: Bus + ?Sized>(
@@ -238,26 +197,15 @@ impl StringOp {
         pointer: [Register; 3],
         access: Access,
     ) -> Result<Location, Exception> {
-        let offset =
-            self.register(pointer).map_or(0, |gpr| get(regs, gpr)) & address_mask(self.address);
-        Location::new(
-            regs,
-            bus,
-            linear(regs, segment, offset),
-            self.width.bytes(),
-            access,
-        )
+        let offset = self.register(pointer).map_or(0, |gpr| get(regs, gpr)) & address_mask(self.address);
+        Location::new(regs, bus, linear(regs, segment, offset), self.width.bytes(), access)
     }
 
     fn step(&self, regs: &mut Registers, pointer: [Register; 3]) {
         let bytes = self.width.bytes() as u64;
         if let Some(gpr) = self.register(pointer) {
             let value = get(regs, gpr);
-            let next = if regs.rflags & RFLAGS_DF != 0 {
-                value.wrapping_sub(bytes)
-            } else {
-                value.wrapping_add(bytes)
-            };
+            let next = if regs.rflags & RFLAGS_DF != 0 { value.wrapping_sub(bytes) } else { value.wrapping_add(bytes) };
             set(regs, gpr, next);
         }
     }

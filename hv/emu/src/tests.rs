@@ -18,11 +18,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        Self {
-            ram: vec![0; 1 << 20],
-            answer: 0x1122_3344_5566_7788,
-            ..Self::default()
-        }
+        Self { ram: vec![0; 1 << 20], answer: 0x1122_3344_5566_7788, ..Self::default() }
     }
     fn put(&mut self, at: usize, bytes: &[u8]) {
         self.ram[at..at + bytes.len()].copy_from_slice(bytes);
@@ -31,10 +27,7 @@ impl Machine {
         // Identity map of 4 GiB by 1 GiB pages.
         self.put(0x1000, &0x2003u64.to_le_bytes());
         for gib in 0..4u64 {
-            self.put(
-                0x2000 + gib as usize * 8,
-                &((gib << 30) | 0x83).to_le_bytes(),
-            );
+            self.put(0x2000 + gib as usize * 8, &((gib << 30) | 0x83).to_le_bytes());
         }
         Registers {
             cr0: 0x8001_0011,
@@ -77,10 +70,7 @@ impl Bus for Machine {
     }
     fn write_ram(&mut self, gpa: Gpa, data: &[u8]) -> Result<(), NotRam> {
         let at = gpa.0 as usize;
-        self.ram
-            .get_mut(at..at + data.len())
-            .ok_or(NotRam)?
-            .copy_from_slice(data);
+        self.ram.get_mut(at..at + data.len()).ok_or(NotRam)?.copy_from_slice(data);
         Ok(())
     }
     fn port_read(&mut self, port: u16, width: Width) -> u32 {
@@ -109,12 +99,8 @@ fn at_device() -> (Machine, Registers) {
 
 #[test]
 fn mov_stores_and_loads_in_every_width() {
-    let stores: [(&[u8], usize); 4] = [
-        (&[0x88, 0x03], 1),
-        (&[0x66, 0x89, 0x03], 2),
-        (&[0x89, 0x03], 4),
-        (&[0x48, 0x89, 0x03], 8),
-    ];
+    let stores: [(&[u8], usize); 4] =
+        [(&[0x88, 0x03], 1), (&[0x66, 0x89, 0x03], 2), (&[0x89, 0x03], 4), (&[0x48, 0x89, 0x03], 8)];
     for (code, len) in stores {
         let (mut machine, mut regs) = at_device();
         assert_eq!(machine.run(&mut regs, code), Outcome::Done);
@@ -149,15 +135,9 @@ fn immediates_and_addressing_forms() {
     let (mut machine, mut regs) = at_device();
     // mov dword [rbx+rcx*8+0x10], 0x12345678
     regs.gpr[1] = 2;
-    assert_eq!(
-        machine.run(&mut regs, &[0xC7, 0x44, 0xCB, 0x10, 0x78, 0x56, 0x34, 0x12]),
-        Outcome::Done
-    );
+    assert_eq!(machine.run(&mut regs, &[0xC7, 0x44, 0xCB, 0x10, 0x78, 0x56, 0x34, 0x12]), Outcome::Done);
     // mov qword [rbx], -2
-    assert_eq!(
-        machine.run(&mut regs, &[0x48, 0xC7, 0x03, 0xFE, 0xFF, 0xFF, 0xFF]),
-        Outcome::Done
-    );
+    assert_eq!(machine.run(&mut regs, &[0x48, 0xC7, 0x03, 0xFE, 0xFF, 0xFF, 0xFF]), Outcome::Done);
     // mov eax, [rip + disp]
     let disp = (0x20_0040 - (regs.rip + 6)) as u32; // beyond RAM, within reach of RIP
     let mut code = vec![0x8B, 0x05];
@@ -171,10 +151,7 @@ fn immediates_and_addressing_forms() {
     regs.gpr[3] = 0xFFFF_FFFF_0000_0000 | DEVICE;
     assert_eq!(machine.run(&mut regs, &[0x67, 0x8B, 0x03]), Outcome::Done);
     let addresses: Vec<u64> = machine.device.iter().map(|(gpa, ..)| *gpa).collect();
-    assert_eq!(
-        addresses,
-        [DEVICE + 0x20, DEVICE, 0x20_0040, DEVICE + 0x80, DEVICE]
-    );
+    assert_eq!(addresses, [DEVICE + 0x20, DEVICE, 0x20_0040, DEVICE + 0x80, DEVICE]);
     assert_eq!(machine.device[1].1, (-2i64).to_le_bytes());
 }
 
@@ -184,10 +161,7 @@ fn extensions() {
     machine.answer = 0x80;
     assert_eq!(machine.run(&mut regs, &[0x0F, 0xB6, 0x03]), Outcome::Done); // movzx eax, byte
     assert_eq!(regs.gpr[0], 0x80);
-    assert_eq!(
-        machine.run(&mut regs, &[0x48, 0x0F, 0xBE, 0x03]),
-        Outcome::Done
-    ); // movsx rax, byte
+    assert_eq!(machine.run(&mut regs, &[0x48, 0x0F, 0xBE, 0x03]), Outcome::Done); // movsx rax, byte
     assert_eq!(regs.gpr[0], 0xFFFF_FFFF_FFFF_FF80);
     machine.answer = 0x8000_0000;
     assert_eq!(machine.run(&mut regs, &[0x48, 0x63, 0x03]), Outcome::Done); // movsxd rax, dword
@@ -199,13 +173,7 @@ fn read_modify_write_reads_once_and_writes_once() {
     let (mut machine, mut regs) = at_device();
     machine.answer = 0xF0;
     assert_eq!(machine.run(&mut regs, &[0x83, 0x0B, 0x0F]), Outcome::Done); // or dword [rbx], 15
-    assert_eq!(
-        machine.device,
-        [
-            (DEVICE, vec![0xF0, 0, 0, 0], false),
-            (DEVICE, vec![0xFF, 0, 0, 0], true)
-        ]
-    );
+    assert_eq!(machine.device, [(DEVICE, vec![0xF0, 0, 0, 0], false), (DEVICE, vec![0xFF, 0, 0, 0], true)]);
     machine.device.clear();
     assert_eq!(machine.run(&mut regs, &[0xF0, 0xFF, 0x03]), Outcome::Done); // lock inc dword [rbx]
     assert_eq!(machine.device[1].1, [0xF1, 0, 0, 0]);
@@ -222,40 +190,20 @@ fn compare_sets_flags_only() {
     assert_eq!(machine.run(&mut regs, &[0x83, 0x3B, 0x05]), Outcome::Done); // cmp dword [rbx], 5
     assert_ne!(regs.rflags & alu::ZF, 0);
     assert_eq!(machine.run(&mut regs, &[0x83, 0x3B, 0x06]), Outcome::Done);
-    assert_eq!(
-        regs.rflags & (alu::ZF | alu::CF | alu::SF),
-        alu::CF | alu::SF
-    );
+    assert_eq!(regs.rflags & (alu::ZF | alu::CF | alu::SF), alu::CF | alu::SF);
     assert!(machine.device.iter().all(|(.., write)| !write));
 }
 
 #[test]
 fn alu_flags_agree_with_wide_arithmetic() {
     for width in [Width::B1, Width::B2, Width::B4, Width::B8] {
-        let samples = [
-            0,
-            1,
-            2,
-            0x7F,
-            0x80,
-            0xFF,
-            0x7FFF,
-            0x8000,
-            width.mask() >> 1,
-            width.mask(),
-        ];
+        let samples = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, width.mask() >> 1, width.mask()];
         for a in samples {
             for b in samples {
                 let (a, b) = (a & width.mask(), b & width.mask());
                 let (sum, flags) = alu::binary(Op::Add, width, a, b, 0);
-                assert_eq!(
-                    u128::from(sum),
-                    (u128::from(a) + u128::from(b)) & u128::from(width.mask())
-                );
-                assert_eq!(
-                    flags & alu::CF != 0,
-                    u128::from(a) + u128::from(b) > u128::from(width.mask())
-                );
+                assert_eq!(u128::from(sum), (u128::from(a) + u128::from(b)) & u128::from(width.mask()));
+                assert_eq!(flags & alu::CF != 0, u128::from(a) + u128::from(b) > u128::from(width.mask()));
                 let (difference, flags) = alu::binary(Op::Sub, width, a, b, 0);
                 assert_eq!(difference, a.wrapping_sub(b) & width.mask());
                 assert_eq!(flags & alu::CF != 0, a < b);
@@ -275,10 +223,7 @@ fn bit_tests_reach_beyond_the_operand() {
     regs.gpr[0] = -1i64 as u64;
     assert_eq!(machine.run(&mut regs, &[0x0F, 0xA3, 0x03]), Outcome::Done); // bt [rbx], eax
     assert_eq!(machine.device[2].0, DEVICE - 4);
-    assert_eq!(
-        machine.run(&mut regs, &[0x0F, 0xBA, 0x2B, 0x05]),
-        Outcome::Done
-    ); // bts dword [rbx], 5
+    assert_eq!(machine.run(&mut regs, &[0x0F, 0xBA, 0x2B, 0x05]), Outcome::Done); // bts dword [rbx], 5
     assert_eq!(machine.device[4].1, [0x20, 0, 0, 0]);
 }
 
@@ -370,22 +315,9 @@ fn vector_moves_take_sixteen_bytes() {
     machine.vectors[1] = 0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF;
     assert_eq!(machine.run(&mut regs, &[0x0F, 0x11, 0x0B]), Outcome::Done); // movups [rbx], xmm1
     assert_eq!(machine.device.len(), 2);
-    assert_eq!(
-        machine.device[1],
-        (
-            DEVICE + 8,
-            0x0011_2233_4455_6677u64.to_le_bytes().to_vec(),
-            true
-        )
-    );
-    assert_eq!(
-        machine.run(&mut regs, &[0x66, 0x0F, 0x6F, 0x13]),
-        Outcome::Done
-    ); // movdqa xmm2, [rbx]
-    assert_eq!(
-        machine.vectors[2],
-        0x1122_3344_5566_7788_1122_3344_5566_7788
-    );
+    assert_eq!(machine.device[1], (DEVICE + 8, 0x0011_2233_4455_6677u64.to_le_bytes().to_vec(), true));
+    assert_eq!(machine.run(&mut regs, &[0x66, 0x0F, 0x6F, 0x13]), Outcome::Done); // movdqa xmm2, [rbx]
+    assert_eq!(machine.vectors[2], 0x1122_3344_5566_7788_1122_3344_5566_7788);
 }
 
 #[test]
@@ -394,17 +326,11 @@ fn compare_exchange() {
     machine.answer = 7;
     regs.gpr[0] = 7;
     regs.gpr[1] = 9;
-    assert_eq!(
-        machine.run(&mut regs, &[0xF0, 0x0F, 0xB1, 0x0B]),
-        Outcome::Done
-    ); // lock cmpxchg [rbx], ecx
+    assert_eq!(machine.run(&mut regs, &[0xF0, 0x0F, 0xB1, 0x0B]), Outcome::Done); // lock cmpxchg [rbx], ecx
     assert_eq!(machine.device[1].1, [9, 0, 0, 0]);
     assert_ne!(regs.rflags & alu::ZF, 0);
     regs.gpr[0] = 8;
-    assert_eq!(
-        machine.run(&mut regs, &[0xF0, 0x0F, 0xB1, 0x0B]),
-        Outcome::Done
-    );
+    assert_eq!(machine.run(&mut regs, &[0xF0, 0x0F, 0xB1, 0x0B]), Outcome::Done);
     assert_eq!(regs.gpr[0], 7);
     assert_eq!(regs.rflags & alu::ZF, 0);
 }
@@ -416,31 +342,15 @@ fn faults_are_the_architectural_ones() {
     let before = regs;
     assert_eq!(
         machine.run(&mut regs, &[0x89, 0x03]),
-        Outcome::Exception(Exception {
-            vector: 14,
-            error_code: Some(2),
-            cr2: Some(5 << 30)
-        })
+        Outcome::Exception(Exception { vector: 14, error_code: Some(2), cr2: Some(5 << 30) })
     );
     assert_eq!(regs, before);
     regs.gpr[3] = 1 << 47; // not canonical
-    assert_eq!(
-        machine.run(&mut regs, &[0x89, 0x03]),
-        Outcome::Exception(Exception::GP)
-    );
-    assert_eq!(
-        machine.run(&mut regs, &[0x0F, 0x0B, 0, 0]),
-        Outcome::Unsupported
-    ); // ud2
-    assert_eq!(
-        machine.run(&mut regs, &[0x06]),
-        Outcome::Exception(Exception::UD)
-    ); // push es in 64-bit code
+    assert_eq!(machine.run(&mut regs, &[0x89, 0x03]), Outcome::Exception(Exception::GP));
+    assert_eq!(machine.run(&mut regs, &[0x0F, 0x0B, 0, 0]), Outcome::Unsupported); // ud2
+    assert_eq!(machine.run(&mut regs, &[0x06]), Outcome::Exception(Exception::UD)); // push es in 64-bit code
     regs.rip = 0x3_0000_0000; // code outside RAM, mapped nowhere
-    assert!(matches!(
-        fetch(&regs, &mut machine),
-        Err(Outcome::Exception(Exception { vector: 14, .. }))
-    ));
+    assert!(matches!(fetch(&regs, &mut machine), Err(Outcome::Exception(Exception { vector: 14, .. }))));
 }
 
 #[test]
@@ -455,10 +365,7 @@ fn user_and_write_rights_are_checked() {
     let fault = translate(&regs, &mut machine, Gva(0x4000), Access::Write).unwrap_err();
     assert_eq!(fault.error_code, Some(3));
     regs.cr0 &= !(1 << 16); // WP off: supervisor may write
-    assert_eq!(
-        translate(&regs, &mut machine, Gva(0x4000), Access::Write),
-        Ok(Gpa(0x4000))
-    );
+    assert_eq!(translate(&regs, &mut machine, Gva(0x4000), Access::Write), Ok(Gpa(0x4000)));
     assert_eq!(machine.ram[0x2000] & 0x60, 0x60); // accessed and dirty
 }
 
@@ -476,37 +383,21 @@ fn legacy_and_pae_walks() {
     machine.put(0x1000, &0x2003u32.to_le_bytes());
     machine.put(0x2000 + 5 * 4, &0x7003u32.to_le_bytes());
     machine.put(0x1004, &0x0080_0083u32.to_le_bytes()); // 4 MiB page
-    assert_eq!(
-        translate(&regs, &mut machine, Gva(0x5123), Access::Read),
-        Ok(Gpa(0x7123))
-    );
-    assert_eq!(
-        translate(&regs, &mut machine, Gva(0x41_2345), Access::Read),
-        Ok(Gpa(0x81_2345))
-    );
+    assert_eq!(translate(&regs, &mut machine, Gva(0x5123), Access::Read), Ok(Gpa(0x7123)));
+    assert_eq!(translate(&regs, &mut machine, Gva(0x41_2345), Access::Read), Ok(Gpa(0x81_2345)));
     regs.cr4 = 0x20;
     machine.put(0x1000, &0x2001u64.to_le_bytes());
     machine.put(0x2000, &0x3003u64.to_le_bytes());
     machine.put(0x2008, &0x0060_0083u64.to_le_bytes()); // 2 MiB page
     machine.put(0x3000 + 5 * 8, &0x9003u64.to_le_bytes());
-    assert_eq!(
-        translate(&regs, &mut machine, Gva(0x5123), Access::Read),
-        Ok(Gpa(0x9123))
-    );
-    assert_eq!(
-        translate(&regs, &mut machine, Gva(0x20_0123), Access::Read),
-        Ok(Gpa(0x60_0123))
-    );
+    assert_eq!(translate(&regs, &mut machine, Gva(0x5123), Access::Read), Ok(Gpa(0x9123)));
+    assert_eq!(translate(&regs, &mut machine, Gva(0x20_0123), Access::Read), Ok(Gpa(0x60_0123)));
 }
 
 #[test]
 fn real_mode_uses_segments() {
     let mut machine = Machine::new();
-    let mut regs = Registers {
-        rflags: 2,
-        rip: 0x100,
-        ..Registers::default()
-    };
+    let mut regs = Registers { rflags: 2, rip: 0x100, ..Registers::default() };
     regs.cs.base = 0x1000;
     regs.ds.base = 0x2_0000;
     regs.es.base = 0x3_0000;
@@ -526,16 +417,8 @@ fn intercepted_instructions_are_recognised() {
         (&[0x0F, 0x32], Kind::Rdmsr, 2),
         (&[0x0F, 0x30], Kind::Wrmsr, 2),
         (&[0x0F, 0x22, 0xC0], Kind::MovToCr { cr: 0, gpr: 0 }, 3),
-        (
-            &[0x44, 0x0F, 0x22, 0xC1],
-            Kind::MovToCr { cr: 8, gpr: 1 },
-            4,
-        ),
-        (
-            &[0x41, 0x0F, 0x20, 0xDC],
-            Kind::MovFromCr { cr: 3, gpr: 12 },
-            4,
-        ),
+        (&[0x44, 0x0F, 0x22, 0xC1], Kind::MovToCr { cr: 8, gpr: 1 }, 4),
+        (&[0x41, 0x0F, 0x20, 0xDC], Kind::MovFromCr { cr: 3, gpr: 12 }, 4),
         (&[0x0F, 0x06], Kind::Clts, 2),
         (&[0x66, 0xEF], Kind::Out, 2),
         (&[0x0F, 0x01, 0xD1], Kind::Xsetbv, 3),
@@ -562,11 +445,7 @@ fn random_bytes_never_panic() {
     };
     let mut machine = Machine::new();
     for round in 0..200_000 {
-        let mut regs = if round % 2 == 0 {
-            machine.long_mode()
-        } else {
-            Registers::default()
-        };
+        let mut regs = if round % 2 == 0 { machine.long_mode() } else { Registers::default() };
         regs.rip = 0x8000;
         for gpr in &mut regs.gpr {
             *gpr = next() >> (next() % 64);

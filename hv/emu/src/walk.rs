@@ -53,11 +53,7 @@ pub fn translate<B: Bus + ?Sized>(
     if regs.cr0 & CR0_PG == 0 {
         return Ok(Gpa(address.0 & 0xFFFF_FFFF));
     }
-    let walk = Walk {
-        regs,
-        address,
-        access,
-    };
+    let walk = Walk { regs, address, access };
     if regs.efer & EFER_LMA != 0 {
         let levels = if regs.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
         let spare = 64 - (12 + 9 * levels);
@@ -88,16 +84,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn long<B: Bus + ?Sized>(&self, bus: &mut B, levels: u32) -> Result<Gpa, Exception> {
-        self.wide(
-            bus,
-            self.regs.cr3 & ADDRESS,
-            levels,
-            Rights {
-                write: true,
-                user: true,
-                execute: true,
-            },
-        )
+        self.wide(bus, self.regs.cr3 & ADDRESS, levels, Rights { write: true, user: true, execute: true })
     }
 
     fn pae<B: Bus + ?Sized>(&self, bus: &mut B) -> Result<Gpa, Exception> {
@@ -107,26 +94,11 @@ impl Walk<'_> {
         if entry & PTE_P == 0 {
             return Err(self.fault(0));
         }
-        self.wide(
-            bus,
-            entry & ADDRESS,
-            2,
-            Rights {
-                write: true,
-                user: true,
-                execute: true,
-            },
-        )
+        self.wide(bus, entry & ADDRESS, 2, Rights { write: true, user: true, execute: true })
     }
 
     /// 8-byte entries, 9 bits a level.
-    fn wide<B: Bus + ?Sized>(
-        &self,
-        bus: &mut B,
-        root: u64,
-        levels: u32,
-        mut rights: Rights,
-    ) -> Result<Gpa, Exception> {
+    fn wide<B: Bus + ?Sized>(&self, bus: &mut B, root: u64, levels: u32, mut rights: Rights) -> Result<Gpa, Exception> {
         let mut table = root;
         for level in (1..=levels).rev() {
             let shift = 3 + 9 * level;
@@ -166,11 +138,7 @@ impl Walk<'_> {
         if entry & PTE_P == 0 {
             return Err(self.fault(0));
         }
-        let mut rights = Rights {
-            write: entry & PTE_W != 0,
-            user: entry & PTE_U != 0,
-            execute: true,
-        };
+        let mut rights = Rights { write: entry & PTE_W != 0, user: entry & PTE_U != 0, execute: true };
         if entry & PTE_PS != 0 && self.regs.cr4 & CR4_PSE != 0 {
             self.check(rights)?;
             self.mark32(bus, slot, entry, self.leaf_bits());
@@ -200,15 +168,9 @@ impl Walk<'_> {
                 (rights.write || (!user_mode && self.regs.cr0 & CR0_WP == 0))
                     && (user_mode || !self.smap_forbids(rights))
             }
-            Access::Fetch => {
-                rights.execute && !(rights.user && !user_mode && self.regs.cr4 & CR4_SMEP != 0)
-            }
+            Access::Fetch => rights.execute && !(rights.user && !user_mode && self.regs.cr4 & CR4_SMEP != 0),
         };
-        if allowed {
-            Ok(())
-        } else {
-            Err(self.fault(ERR_P))
-        }
+        if allowed { Ok(()) } else { Err(self.fault(ERR_P)) }
     }
 
     fn smap_forbids(&self, rights: Rights) -> bool {
@@ -216,11 +178,7 @@ impl Walk<'_> {
     }
 
     fn leaf_bits(&self) -> u64 {
-        if self.access == Access::Write {
-            PTE_A | PTE_D
-        } else {
-            PTE_A
-        }
+        if self.access == Access::Write { PTE_A | PTE_D } else { PTE_A }
     }
 
     fn fault(&self, bits: u32) -> Exception {
@@ -235,25 +193,19 @@ impl Walk<'_> {
         if self.access == Access::Fetch && reports_fetch {
             code |= ERR_FETCH;
         }
-        Exception {
-            vector: 14,
-            error_code: Some(code),
-            cr2: Some(self.address.0),
-        }
+        Exception { vector: 14, error_code: Some(code), cr2: Some(self.address.0) }
     }
 
     // A page table outside RAM reads as ones on hardware; here it is a not-present fault, which stops the walk.
     fn load64<B: Bus + ?Sized>(&self, bus: &mut B, slot: u64) -> Result<u64, Exception> {
         let mut raw = [0; 8];
-        bus.read_ram(Gpa(slot), &mut raw)
-            .map_err(|_| self.fault(0))?;
+        bus.read_ram(Gpa(slot), &mut raw).map_err(|_| self.fault(0))?;
         Ok(u64::from_le_bytes(raw))
     }
 
     fn load32<B: Bus + ?Sized>(&self, bus: &mut B, slot: u64) -> Result<u64, Exception> {
         let mut raw = [0; 4];
-        bus.read_ram(Gpa(slot), &mut raw)
-            .map_err(|_| self.fault(0))?;
+        bus.read_ram(Gpa(slot), &mut raw).map_err(|_| self.fault(0))?;
         Ok(u64::from(u32::from_le_bytes(raw)))
     }
 
