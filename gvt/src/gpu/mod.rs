@@ -18,8 +18,9 @@ use pool::Pool;
 /// PCI configuration space as it was before anything touched the GPU, in dwords.
 pub(crate) type ConfigSnapshot = [u32; 64];
 
-/// Reads of a self-clearing or acknowledging register before it counts as dead. Silicon needs a few microseconds.
-pub(crate) const POLLS: u32 = 20_000;
+/// Reads of a self-clearing or acknowledging register before it counts as dead: some milliseconds. Silicon needs
+/// microseconds.
+pub(crate) const POLLS: u32 = 5_000;
 
 /// `Hw` with its accesses counted.
 pub(crate) struct Counted<W> {

@@ -247,22 +247,19 @@ impl<W: Hw> Gvt<W> {
 
     /// The vGPU that gets a free engine: the one whose slice is not over, else the one that had least.
     fn pick(&self, engine: Engine, now: Nanos) -> Option<usize> {
-        let waiting = |index: usize| self.vgpu(index).is_some_and(|vgpu| vgpu.engines.get(engine).waiting());
         if let Some((last, since)) = self.gpu.engines.get(engine).slice
-            && waiting(last)
+            && self.waits(last, engine)
             && now.0.saturating_sub(since.0) < self.config.slice.0
         {
             return Some(last);
         }
         let had = |index: usize| self.vgpu(index).map_or(u64::MAX, |vgpu| vgpu.engines.get(engine).virtual_time);
-        (0..VGPUS).filter(|index| waiting(*index)).min_by_key(|index| had(*index))
+        (0..VGPUS).filter(|index| self.waits(*index, engine)).min_by_key(|index| had(*index))
     }
 
     /// Whether a vGPU other than `index` has work for the engine.
     fn others_wait(&self, index: usize, engine: Engine) -> bool {
-        (0..VGPUS)
-            .filter(|other| *other != index)
-            .any(|other| self.vgpu(other).is_some_and(|vgpu| vgpu.engines.get(engine).waiting()))
+        (0..VGPUS).any(|other| other != index && self.waits(other, engine))
     }
 
     /// Puts a vGPU's prepared context on a free engine.
@@ -347,7 +344,6 @@ impl<W: Hw> Gvt<W> {
             }
             let Some(run) = self.gpu.engines.get(engine).run else { continue };
             if !self.others_wait(run.vgpu, engine) {
-                self.excuse(engine, now);
                 continue;
             }
             match run.asked {
@@ -366,13 +362,23 @@ impl<W: Hw> Gvt<W> {
         }
     }
 
-    /// Nobody waits: an engine may take as long as it likes to reach an arbitration point.
-    fn excuse(&mut self, engine: Engine, now: Nanos) {
-        if let Some(run) = &mut self.gpu.engines.get_mut(engine).run
+    /// A vGPU begins to wait for an engine. Until somebody does, an engine may take as long as it likes to reach an
+    /// arbitration point: the time of one that was asked before counts from now.
+    pub(super) fn queue_up(&mut self, index: usize, engine: Engine, now: Nanos) {
+        let Some(run) = self.gpu.engines.get(engine).run else { return };
+        let first =
+            (0..VGPUS).filter(|other| ![index, run.vgpu].contains(other)).all(|other| !self.waits(other, engine));
+        if run.vgpu != index
+            && first
+            && let Some(run) = &mut self.gpu.engines.get_mut(engine).run
             && let Some(ask) = &mut run.asked
         {
             ask.since = now;
         }
+    }
+
+    fn waits(&self, index: usize, engine: Engine) -> bool {
+        self.vgpu(index).is_some_and(|vgpu| vgpu.engines.get(engine).waiting())
     }
 
     fn slice_over(&self, engine: Engine, now: Nanos) -> bool {

@@ -134,7 +134,10 @@ impl<W: Hw> Gvt<W> {
         let registers = registers.get(engine);
         let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
         match desk.prepare(descriptor) {
-            Ok(mirrored) => self.mirror(host, index, mirrored, now),
+            Ok(mirrored) => {
+                self.queue_up(index, engine, now);
+                self.mirror(host, index, mirrored, now);
+            }
             Err(refusal) => self.refuse(index, engine, refusal),
         }
     }

@@ -119,6 +119,27 @@ fn a_stubborn_batch_loses_the_engine_only_while_another_waits() {
     assert!(t.d[1].execute(&mut t.m, &mut c[1], &[]));
 }
 
+#[test]
+fn the_time_to_let_go_counts_from_when_somebody_waits() {
+    let mut t = start();
+    let mut c = t.contexts(Engine::Rcs);
+    batch::write_stubborn(&mut t.d[0], &mut t.m, &c[0], BATCH);
+    t.d[0].emit(&mut t.m, &mut c[0], &Driver::batch_start(BATCH));
+    t.d[0].submit(&mut t.m, &[&c[0]]);
+    t.run_until(10_000_000, |_| false);
+    for _ in 0..3 {
+        // The other comes, and gives up before the time is over.
+        t.d[1].emit(&mut t.m, &mut c[1], &[]);
+        t.d[1].submit(&mut t.m, &[&c[1]]);
+        t.run_until(15_000_000, |_| false);
+        t.d[1].reset_engine(&mut t.m, Engine::Rcs);
+        t.d[1].rebuild(&mut t.m, &c[1]);
+        t.run_until(30_000_000, |_| false);
+        assert_eq!(t.m.gvt.totals().resets, 0);
+    }
+    assert_eq!(t.m.gvt.take_report(), None);
+}
+
 /// Both keep the engine full with batches of some milliseconds; the time splits by weight.
 fn shares(weights: [u16; 2]) -> [u64; 2] {
     let mut t = start_weighted(weights);
