@@ -1,8 +1,8 @@
 //! What each physical CPU is doing, so that others interrupt it only when they must.
 //!
-//! A CPU in root mode is never interrupted and never waited for: it looks at what was posted, and compares the flush
-//! generation of the VM, after it has published that it is about to enter a guest. Both sides store first and load
-//! afterwards (sequentially consistent), so at least one of them sees the other.
+//! A CPU in root mode is never interrupted and never waited for: it looks whether somebody wants its attention, and
+//! compares the flush generation of the VM, after it has published that it is about to enter a guest or to sleep. Both
+//! sides store first and load afterwards (sequentially consistent), so at least one of them sees the other.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -21,10 +21,13 @@ struct Activity {
     mode: AtomicU32,
     /// Counts the times that the CPU came back to root mode.
     returns: AtomicU32,
+    /// Somebody has work for it.
+    attention: AtomicBool,
 }
 
 static CPUS: [Activity; MAX_CPUS] =
-    [const { Activity { mode: AtomicU32::new(ROOT), returns: AtomicU32::new(0) } }; MAX_CPUS];
+    [const { Activity { mode: AtomicU32::new(ROOT), returns: AtomicU32::new(0), attention: AtomicBool::new(false) } };
+        MAX_CPUS];
 
 fn of(cpu: CpuId) -> Option<&'static Activity> {
     CPUS.get(cpu.0 as usize)
@@ -54,12 +57,26 @@ pub(crate) fn returned() {
     }
 }
 
-/// Makes `cpu` look at what was posted to its virtual CPUs.
+/// Makes `cpu` look at what there is to do. Post the work first.
 pub(crate) fn nudge(cpu: CpuId) {
-    let busy = of(cpu).is_none_or(|activity| activity.mode.load(Ordering::SeqCst) == ROOT);
-    if !busy && cpu != percpu::current() {
+    let Some(activity) = of(cpu) else { return };
+    // Whoever set it before interrupts the CPU, or found it in root mode, where it will look.
+    let first = !activity.attention.swap(true, Ordering::SeqCst);
+    if first && cpu != percpu::current() && activity.mode.load(Ordering::SeqCst) != ROOT {
         apic::kick(cpu);
     }
+}
+
+/// This CPU begins to look at what there is to do.
+pub(crate) fn attend() {
+    if let Some(activity) = of(percpu::current()) {
+        activity.attention.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Whether there is something to do that came after `attend`.
+pub(crate) fn is_wanted() -> bool {
+    of(percpu::current()).is_some_and(|activity| activity.attention.load(Ordering::SeqCst))
 }
 
 /// Whether the first CPU will look at the console by itself, since it has a deadline for it.

@@ -67,7 +67,10 @@ impl fmt::Display for Crash {
 
 /// Handles an exit; says what it was, for the counters.
 pub(crate) fn handle<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit) -> Reason {
-    vcpu.lapic.set_cr8(vcpu.hw.cr8());
+    // Only a change: CR8 knows but half of the TPR.
+    if vcpu.hw.cr8() != vcpu.lapic.cr8() {
+        vcpu.lapic.set_cr8(vcpu.hw.cr8());
+    }
     match act(vcpu, exit, time::now()) {
         Ok(reason) => reason,
         Err(crash) => {

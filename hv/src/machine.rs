@@ -221,11 +221,6 @@ impl Machine {
         self.poll.load(Ordering::SeqCst) && self.poll.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether `poll` is requested.
-    pub(crate) fn wants_poll(&self) -> bool {
-        self.poll.load(Ordering::SeqCst)
-    }
-
     /// Ends the run if every guest has stopped and that is what was asked.
     pub(crate) fn end_if_done(&'static self) {
         if self.ending == Ending::Once && self.vms.iter().all(Vm::is_stopped) {

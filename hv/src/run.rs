@@ -161,9 +161,10 @@ impl<E: Extension> Runner<E> {
         };
         cpus::entering(vcpu.vm.id());
         vcpu.flush_if_stale();
-        if vcpu.must_look_again() {
+        if vcpu.must_look_again() || cpus::is_wanted() {
             cpus::returned();
-            return if vcpu.is_asked() { Turn::Yield } else { Turn::Again };
+            self.serve(irq::take());
+            return Turn::Again;
         }
         let before = time::tsc();
         let exit = vcpu.hw.run(&mut self.extension);
@@ -188,9 +189,9 @@ impl<E: Extension> Runner<E> {
         self.arm(None, now);
         cpus::sleeping();
         let (now, tsc) = (time::now(), time::tsc());
-        let awake = self.vcpus.iter().any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
-            || self.home.iter().any(|vm| vm.is_ready())
-            || (self.cpu == CpuId(0) && self.machine.wants_poll());
+        let awake = cpus::is_wanted()
+            || self.vcpus.iter().any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+            || self.home.iter().any(|vm| vm.is_ready());
         let pending = if awake { irq::poll() } else { irq::wait() };
         cpus::returned();
         self.serve(pending);
@@ -216,6 +217,7 @@ impl<E: Extension> Runner<E> {
 
     /// What is to be done for the machine, whichever virtual CPU runs.
     fn serve(&mut self, pending: Pending) {
+        cpus::attend();
         if pending.contains(Pending::STOP) {
             power::halt();
         }

@@ -146,7 +146,7 @@ impl<V: VirtualCpu> Vcpu<V> {
     }
 
     fn has_work(&self) -> bool {
-        self.nmi || (self.lapic.has_pending() && self.hw.interruptible())
+        (self.nmi && self.hw.nmi_allowed()) || (self.lapic.has_pending() && self.hw.interruptible())
     }
 
     /// When its APIC timer fires.
@@ -255,3 +255,8 @@ pub(crate) enum Followed {
     /// All guest state is new; what is left in the CPU is void.
     StartedOver,
 }
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+use hv_defs::{Gpa, Nanos, Width, msr};
+use hv_dev::Message;
+
+use super::fake::{CODE, FakeCpu, started};
+use super::*;
+use crate::exits::handle;
+use crate::stats::Reason;
+use crate::vendor::{Direction, Exit};
+use crate::vm::Status;
+
+type Fake = Vcpu<FakeCpu>;
+
+/// One virtual CPU whose local APIC is on, and known to senders.
+fn one(code: &[u8]) -> Fake {
+    let mut vcpu = started(1, code).remove(0);
+    assert!(prepare(&mut vcpu));
+    vcpu
+}
+
+fn raise(vcpu: &Fake, vector: u8) {
+    vcpu.vm.raise_msi(0xFEE0_0000, u32::from(vector));
+}
+
+fn prepare(vcpu: &mut Fake) -> bool {
+    vcpu.prepare(Nanos(0), 0)
+}
+
+#[test]
+fn an_interrupt_is_injected_or_waits_for_its_window() {
+    let mut vcpu = one(&[0x90]);
+    raise(&vcpu, 0x41);
+    assert!(vcpu.must_look_again());
+    vcpu.hw.regs.rflags = 2;
+    assert!(prepare(&mut vcpu));
+    assert_eq!((vcpu.hw.event, vcpu.hw.window), (None, Window::Interrupt));
+    vcpu.hw.regs.rflags = 0x202;
+    assert!(prepare(&mut vcpu));
+    assert_eq!((vcpu.hw.event, vcpu.hw.window), (Some(Event::Interrupt(0x41)), Window::Closed));
+    assert!(!vcpu.must_look_again());
+}
+
+#[test]
+fn the_second_of_two_interrupts_waits() {
+    let mut vcpu = one(&[0x90]);
+    raise(&vcpu, 0x41);
+    raise(&vcpu, 0x51);
+    prepare(&mut vcpu);
+    assert_eq!(vcpu.hw.event, Some(Event::Interrupt(0x51)), "the higher first");
+    assert_eq!(vcpu.hw.window, Window::Closed, "the lower is held back by the one in service");
+    prepare(&mut vcpu);
+    assert_eq!(vcpu.hw.event, Some(Event::Interrupt(0x51)), "nothing replaces a queued event");
+}
+
+#[test]
+fn a_halted_cpu_sleeps_until_an_interrupt_it_can_take() {
+    let mut vcpu = one(&[0xF4, 0x90]);
+    assert_eq!(handle(&mut vcpu, Exit::Hlt), Reason::Hlt);
+    assert_eq!((vcpu.activity, vcpu.hw.rip()), (Activity::Halted, CODE + 1));
+    assert!(!vcpu.is_runnable(Nanos(0), 0) && !prepare(&mut vcpu));
+    vcpu.hw.regs.rflags = 2;
+    raise(&vcpu, 0x41);
+    assert!(vcpu.is_runnable(Nanos(0), 0), "it must look");
+    assert!(!prepare(&mut vcpu), "but interrupts are off");
+    assert!(!vcpu.is_runnable(Nanos(0), 0));
+    vcpu.hw.regs.rflags = 0x202;
+    assert!(prepare(&mut vcpu));
+    assert_eq!(vcpu.hw.event, Some(Event::Interrupt(0x41)));
+}
+
+#[test]
+fn an_nmi_wakes_a_halted_cpu_unless_blocked() {
+    let mut vcpu = one(&[0xF4, 0x90]);
+    handle(&mut vcpu, Exit::Hlt);
+    vcpu.hw.regs.rflags = 2;
+    vcpu.hw.nmi_blocked = true;
+    vcpu.vm.raise_msi(0xFEE0_0000, 0x400);
+    assert!(!prepare(&mut vcpu));
+    vcpu.hw.nmi_blocked = false;
+    assert!(prepare(&mut vcpu));
+    assert_eq!(vcpu.hw.event, Some(Event::Nmi));
+}
+
+#[test]
+fn an_application_processor_starts_by_init_and_sipi() {
+    let mut vcpus = started(2, &[0x90]);
+    let mut second = vcpus.remove(1);
+    assert_eq!(second.activity, Activity::WaitForSipi);
+    assert!(!prepare(&mut second));
+    let send = |data: u32| vcpus[0].vm.deliver(&Message::from_msi(0xFEE0_1000, data).unwrap(), Some(0));
+    send(0x500);
+    assert!(!prepare(&mut second));
+    send(0x69A);
+    assert!(prepare(&mut second));
+    assert_eq!(second.hw.started, Some(Start::Real { vector: 0x9A }));
+    send(0x69B);
+    prepare(&mut second);
+    assert_eq!(second.hw.started, Some(Start::Real { vector: 0x9A }), "a running CPU heeds no SIPI");
+    send(0x500);
+    assert!(!prepare(&mut second));
+    assert_eq!(second.activity, Activity::WaitForSipi);
+}
+
+#[test]
+fn requests_park_every_cpu_before_they_are_carried_out() {
+    let mut vcpus = started(2, &[0x90]);
+    let vm = vcpus[0].vm;
+    assert_eq!(vm.status(), Status::Running);
+    vm.request(Request::Reset);
+    vcpus[0].follow();
+    vm.carry_out();
+    assert!(vm.must_park(), "the second one still runs");
+    vcpus[1].follow();
+    vcpus[1].follow();
+    vm.carry_out();
+    assert!(!vm.must_park() && vcpus[0].is_asked());
+    assert_eq!((vm.resets(), vcpus[0].follow()), (1, Followed::StartedOver));
+    // A stronger request wins, also over one that came first; a VM that is off can be started.
+    vcpus[1].follow();
+    vm.request(Request::PowerOff);
+    vm.request(Request::Kill);
+    vm.request(Request::Reset);
+    for vcpu in &mut vcpus {
+        vcpu.follow();
+    }
+    vm.carry_out();
+    assert_eq!((vm.status(), vm.is_stopped()), (Status::Killed, true));
+    assert!(!vcpus[0].is_runnable(Nanos(0), 0));
+    vm.request(Request::Reset);
+    vm.carry_out();
+    assert_eq!(vm.status(), Status::Running);
+    assert_eq!(vcpus[0].follow(), Followed::StartedOver);
+}
+
+#[test]
+fn a_triple_fault_stops_the_vm_only() {
+    let mut vcpu = one(&[0x0F, 0x0B]);
+    assert_eq!(handle(&mut vcpu, Exit::Shutdown), Reason::Fatal);
+    vcpu.follow();
+    vcpu.vm.carry_out();
+    assert_eq!((vcpu.vm.status(), vcpu.vm.crashes()), (Status::Crashed, 1));
+}
+
+#[test]
+fn unknown_registers_fault_and_unknown_ports_read_ones() {
+    let mut vcpu = one(&[0x0F, 0x32]);
+    vcpu.hw.set_gpr(1, 0x1234);
+    assert_eq!(handle(&mut vcpu, Exit::Msr(Direction::Read)), Reason::MsrRead);
+    assert_eq!(vcpu.hw.event, Some(Event::Exception { vector: 13, error_code: Some(0) }));
+    assert_eq!(vcpu.hw.rip(), CODE, "a fault does not advance");
+    vcpu.hw.event = None;
+    vcpu.hw.set_gpr(0, 0x1111_2222_3333_4444);
+    let port = |width| Exit::Port { port: 0x2E, width, direction: Direction::Read, length: 1 };
+    handle(&mut vcpu, port(Width::B2));
+    assert_eq!((vcpu.hw.gpr(0), vcpu.hw.rip()), (0x1111_2222_3333_FFFF, CODE + 1));
+    handle(&mut vcpu, port(Width::B4));
+    assert_eq!(vcpu.hw.gpr(0), 0xFFFF_FFFF, "a dword clears the upper half");
+    assert_eq!(vcpu.vm.stats().unanswered().map(|row| row.2).sum::<u64>(), 3);
+}
+
+#[test]
+fn efer_and_pat_are_checked() {
+    let mut vcpu = one(&[0x0F, 0x30]);
+    let mut write = |number: u32, value: u64| {
+        vcpu.hw.event = None;
+        vcpu.hw.regs.rip = CODE;
+        vcpu.hw.set_gpr(1, number.into());
+        vcpu.hw.set_gpr(0, value & 0xFFFF_FFFF);
+        vcpu.hw.set_gpr(2, value >> 32);
+        handle(&mut vcpu, Exit::Msr(Direction::Write));
+        vcpu.hw.event.is_none()
+    };
+    assert!(write(msr::EFER, 0x901));
+    assert!(!write(msr::EFER, 1 << 12), "SVME is not the guest's");
+    assert!(!write(msr::IA32_PAT, 2));
+    assert!(write(msr::IA32_PAT, 1));
+    assert!(!write(msr::IA32_MTRRCAP, 0), "read-only");
+    assert!(write(0x200, 6) && write(0x2FF, 0));
+    assert_eq!((vcpu.hw.efer, vcpu.hw.pat), (0x901, 1));
+}
+
+#[test]
+fn tsc_and_clock_agree() {
+    let mut vcpu = one(&[0x0F, 0x30]);
+    assert_eq!(vcpu.hw.tsc_offset, vcpu.vm.tsc_base().wrapping_neg());
+    vcpu.hw.set_gpr(1, msr::KVM_SYSTEM_TIME.into());
+    vcpu.hw.set_gpr(0, 0x5001);
+    handle(&mut vcpu, Exit::Msr(Direction::Write));
+    let mut page = [0; 32];
+    vcpu.vm.read(Gpa(0x5000), &mut page).unwrap();
+    assert_eq!((page[0], page[29]), (2, 1), "even version, stable");
+    assert_eq!(page[8..16], [0; 8]);
+    vcpu.hw.regs.rip = CODE;
+    vcpu.hw.set_gpr(1, msr::IA32_TSC_ADJUST.into());
+    vcpu.hw.set_gpr(0, 0x77);
+    handle(&mut vcpu, Exit::Msr(Direction::Write));
+    vcpu.vm.read(Gpa(0x5000), &mut page).unwrap();
+    assert_eq!(page[8], 0x77, "the page follows a TSC that was set");
+}
+
+#[test]
+fn exceptions_that_prism_watches_reach_the_guest() {
+    let mut vcpu = one(&[0x90]);
+    handle(&mut vcpu, Exit::Exception { vector: 1, error_code: None });
+    assert_eq!(vcpu.hw.event, Some(Event::Exception { vector: 1, error_code: None }));
+    vcpu.hw.event = Some(Event::Interrupt(0x41));
+    handle(&mut vcpu, Exit::Exception { vector: 17, error_code: Some(0) });
+    assert_eq!(vcpu.hw.event, Some(Event::Interrupt(0x41)), "an interrupted delivery comes first");
+}
+
+#[test]
+fn mmio_is_emulated_and_tracked_pages_are_not() {
+    // mov eax, [0xFEC00000]
+    let mut vcpu = one(&[0xA1, 0x00, 0x00, 0xC0, 0xFE]);
+    let fault = |gpa, direction| Exit::NestedFault { gpa: Gpa(gpa), direction };
+    assert_eq!(handle(&mut vcpu, fault(0xFEC0_0000, Direction::Read)), Reason::Chipset);
+    assert_eq!(vcpu.hw.rip(), CODE + 5);
+    let gfn = Gpa(0x20_0000).gfn();
+    vcpu.vm.track(gfn).unwrap();
+    assert_eq!(handle(&mut vcpu, fault(0x20_0000, Direction::Write)), Reason::TrackedWrite);
+    assert_eq!(vcpu.hw.rip(), CODE + 5, "the store runs again by itself");
+    vcpu.vm.write(Gpa(0x20_0FFC), &[1; 8]).unwrap();
+    let mut dirty = Vec::new();
+    vcpu.vm.harvest(&mut |page| dirty.push(page));
+    assert_eq!(dirty, [crate::vm::DirtyPage::Ram(gfn)]);
+    let flushes = vcpu.hw.flushes;
+    prepare(&mut vcpu);
+    assert_eq!(vcpu.hw.flushes, flushes + 1, "entries since then flush first");
+    // Prism's own store counts like the guest's.
+    vcpu.vm.write(Gpa(0x20_0000), &[2]).unwrap();
+    let mut count = 0;
+    vcpu.vm.harvest(&mut |_| count += 1);
+    assert_eq!(count, 1);
+    assert_eq!(handle(&mut vcpu, fault(0x20_0000, Direction::Read)), Reason::StaleMapping);
+}
+
+#[test]
+fn cr8_keeps_the_lower_half_of_the_task_priority() {
+    let mut vcpu = one(&[0x90]);
+    struct NoBus;
+    impl hv_dev::apic::ApicBus for NoBus {
+        fn send(&mut self, _: Message) {}
+        fn eoi(&mut self, _: u8) {}
+    }
+    vcpu.lapic.mmio_write(0x80, 0x15, Nanos(0), &mut NoBus);
+    prepare(&mut vcpu);
+    assert_eq!(vcpu.hw.cr8, 1);
+    handle(&mut vcpu, Exit::HostInterrupt);
+    assert_eq!(vcpu.lapic.mmio_read(0x80, Nanos(0)), 0x15);
+    vcpu.hw.cr8 = 5;
+    handle(&mut vcpu, Exit::HostInterrupt);
+    assert_eq!(vcpu.lapic.cr8(), 5);
+    raise(&vcpu, 0x41);
+    prepare(&mut vcpu);
+    assert_eq!(vcpu.hw.window, Window::Priority { class: 4 });
+}
