@@ -27,13 +27,18 @@ pub fn print(console: &Console) {
 
 /// Groups of `@gpu` lines that are shown engine by engine, and what they are called.
 const PER_ENGINE: [(&str, &str); 2] = [("submissions", "submissions"), ("engine_us", "engine time, us")];
-/// Groups that are shown as one sum.
-const SUMS: [(&str, &str); 5] = [
-    ("switches", "switches to it"),
-    ("audit_bytes", "bytes audited"),
-    ("flushes", "TLB flushes"),
-    ("exits", "GPU exits"),
-    ("phys", "physical GPU accesses"),
+/// Counters that are shown as one number: of a group all or the one named.
+const SINGLE: [(&str, Option<&str>, &str); 10] = [
+    ("switches", None, "switches to it"),
+    ("preemptions", None, "preemptions"),
+    ("resets", None, "engine resets"),
+    ("audit", Some("bytes"), "bytes audited"),
+    ("audit", Some("commands"), "commands audited"),
+    ("audit", Some("refused"), "submissions refused"),
+    ("flushes", None, "TLB flushes"),
+    ("interrupts", Some("msi"), "GPU interrupts"),
+    ("exits", None, "GPU exits"),
+    ("phys", None, "physical GPU accesses"),
 ];
 /// Exit reasons shown one by one.
 const TOP_REASONS: usize = 8;
@@ -51,9 +56,13 @@ fn table(console: &Console, guests: &[&str]) -> String {
             rows.push(row(&format!("{title} {engine}"), guests.iter().map(cell)));
         }
     }
-    for (group, title) in SUMS {
+    for (group, name, title) in SINGLE {
+        let cell = |guest: &&str| match name {
+            Some(name) => count(console.count(guest, group, name)),
+            None => console.total(guest, group).to_string(),
+        };
         if !names(console, group).is_empty() {
-            rows.push(row(title, guests.iter().map(|guest| console.total(guest, group).to_string())));
+            rows.push(row(title, guests.iter().map(cell)));
         }
     }
     rows.push(row("exits", guests.iter().map(|guest| console.total(guest, "exit").to_string())));
