@@ -28,6 +28,8 @@ pub trait DeviceService: Sync {
     fn poll(&self, now: Nanos) -> Option<Nanos>;
     /// Gives each of its counters for a VM: group, name, value.
     fn stats(&self, _vm: VmId, _each: &mut dyn FnMut(&str, &str, u64)) {}
+    /// Gives each run of memory besides the guests' that the device was ever given to reach: first byte, bytes.
+    fn memory(&self, _each: &mut dyn FnMut(u64, u64)) {}
 }
 
 /// When Prism ends by itself.

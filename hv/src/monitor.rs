@@ -66,6 +66,7 @@ pub(crate) fn print_stats(machine: &'static Machine) {
     for vm in machine.vms() {
         print_lines(machine, vm);
     }
+    print_memory(machine);
 }
 
 fn print_table(vm: &Vm) {
@@ -119,5 +120,17 @@ fn print_lines(machine: &'static Machine, vm: &Vm) {
         service.stats(vm.id(), &mut |group, what, value| {
             say!("@gpu vm={name} group={group} name={what} value={value}");
         });
+    }
+}
+
+/// Whose memory is where: `@mem owner= base= bytes=`. A device that touches any other breaks out.
+fn print_memory(machine: &'static Machine) {
+    for vm in machine.vms() {
+        for slot in vm.memory().slots() {
+            say!("@mem owner=vm vm={} base={} bytes={}", vm.name(), slot.hpa().0, slot.bytes());
+        }
+    }
+    if let Some(service) = machine.service() {
+        service.memory(&mut |base, bytes| say!("@mem owner=mediator base={base} bytes={bytes}"));
     }
 }

@@ -21,11 +21,57 @@ const VM_QUOTA: u64 = 8_192;
 const VM_SHARE: u64 = 128;
 /// BAR with registers and page table.
 const GTTMMADR: u8 = 0;
+/// Frames that the ledger tells one by one: 4 GiB.
+const LEDGER_FRAMES: usize = 1 << 20;
 
 /// The hypervisor, as the mediator sees it.
 pub struct Services {
     /// Pages mapped for VMs that are not built yet.
     early: Vec<(VmId, u32, Mapping)>,
+    ledger: Ledger,
+}
+
+/// Every frame that the mediator ever held: the physical GPU may have been led there, and nowhere else outside the
+/// guests' memory. A bit for each of the lower frames, which are the first to be given out; the others as one run.
+struct Ledger {
+    low: Vec<u64>,
+    high: Option<(u64, u64)>,
+}
+
+impl Ledger {
+    fn new() -> Self {
+        Self { low: alloc::vec![0; LEDGER_FRAMES / 64], high: None }
+    }
+
+    fn enter(&mut self, frame: u64) {
+        match self.low.get_mut((frame / 64) as usize) {
+            Some(word) => *word |= 1 << (frame % 64),
+            None => {
+                let (first, end) = self.high.unwrap_or((frame, frame + 1));
+                self.high = Some((first.min(frame), end.max(frame + 1)));
+            }
+        }
+    }
+
+    /// Gives each run: first byte, bytes.
+    fn runs(&self, each: &mut dyn FnMut(u64, u64)) {
+        let mut each_run = |first: u64, end: u64| each(first * hv_defs::PAGE_SIZE, (end - first) * hv_defs::PAGE_SIZE);
+        let mut start = None;
+        for (frame, word) in (0..).step_by(64).zip(self.low.iter().chain(&[0])) {
+            // Most words hold nothing.
+            let bits = if *word == 0 && start.is_none() { 0 } else { 64 };
+            for frame in (frame..).take(bits) {
+                if word >> (frame % 64) & 1 == 1 {
+                    start = start.or(Some(frame));
+                } else if let Some(first) = start.take() {
+                    each_run(first, frame);
+                }
+            }
+        }
+        if let Some((first, end)) = self.high {
+            each_run(first, end);
+        }
+    }
 }
 
 pub fn to_gvt(id: VmId) -> gvt::VmId {
@@ -55,7 +101,12 @@ impl Services {
             let frames = VM_QUOTA + vm.memory_mib * 256 / VM_SHARE;
             frame::set_quota(account(Owner::Vm(gvt::VmId(number))), frames);
         }
-        Self { early: Vec::new() }
+        Self { early: Vec::new(), ledger: Ledger::new() }
+    }
+
+    /// Gives each run of frames that the mediator ever held: first byte, bytes.
+    pub fn memory(&self, each: &mut dyn FnMut(u64, u64)) {
+        self.ledger.runs(each);
     }
 
     /// Maps what was asked for before the VM was built.
@@ -122,7 +173,9 @@ impl Host for Services {
     }
 
     fn alloc_frame(&mut self, owner: Owner) -> Result<Hpa, NoFrame> {
-        frame::alloc_zeroed(account(owner)).map(|frame| Hpa(frame.hpa().0)).ok_or(NoFrame)
+        let frame = frame::alloc_zeroed(account(owner)).ok_or(NoFrame)?;
+        self.ledger.enter(frame.0);
+        Ok(Hpa(frame.hpa().0))
     }
 
     fn free_frame(&mut self, owner: Owner, frame: Hpa) {

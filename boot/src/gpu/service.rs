@@ -59,6 +59,10 @@ impl DeviceService for GpuService {
         deadline.map(|deadline| hv_defs::Nanos(deadline.0))
     }
 
+    fn memory(&self, each: &mut dyn FnMut(u64, u64)) {
+        with(|_, host| host.memory(each));
+    }
+
     fn stats(&self, id: VmId, each: &mut dyn FnMut(&str, &str, u64)) {
         with(|gvt, _| {
             let Some(stats) = gvt.owners().find(|(_, vm)| from_gvt(*vm) == id).and_then(|(vgpu, _)| gvt.stats(vgpu))

@@ -1,7 +1,7 @@
 //! A guest program that exercises a GPU through stock i915 and says what it found, one line a case.
 //!
 //!     smoke NONCE                        every case on every engine
-//!     smoke load SECONDS [ENGINE|all]    keep two pieces of work of about 20 ms queued
+//!     smoke load SECONDS [ENGINE|all [paused]]   keep two pieces of work of about 20 ms queued (begin when told)
 //!     smoke hang ENGINE COUNT            submit a batch that never ends, and be reset, again and again
 //!     smoke hang-once                    on every engine: one such batch is reset and the next batch runs
 //!     smoke bench COUNT [ENGINE [waited|queued]]   time batches that do nothing
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use cases::Outcome;
 use i915::{Class, Gpu};
-use modes::Bench;
+use modes::{Begin, Bench};
 
 /// Counts cases and prints a line for each.
 #[derive(Default)]
@@ -54,8 +54,13 @@ fn main() -> ExitCode {
     let number = |text: &str| text.parse::<u32>().ok();
     let mut report = Report::default();
     let done = match words[..] {
-        ["load", seconds] => number(seconds).map(|seconds| modes::load(&mut report, seconds, "bcs0")),
-        ["load", seconds, engine] => number(seconds).map(|seconds| modes::load(&mut report, seconds, engine)),
+        ["load", seconds] => number(seconds).map(|seconds| modes::load(&mut report, seconds, "bcs0", Begin::Now)),
+        ["load", seconds, engine] => {
+            number(seconds).map(|seconds| modes::load(&mut report, seconds, engine, Begin::Now))
+        }
+        ["load", seconds, engine, "paused"] => {
+            number(seconds).map(|seconds| modes::load(&mut report, seconds, engine, Begin::OnLine))
+        }
         ["hang", engine, count] => number(count).map(|count| modes::hang(&mut report, engine, count)),
         ["hang-once"] => Some(modes::hang_once(&mut report)),
         ["bench", count] => number(count).map(|count| modes::bench(&mut report, count, "rcs0", Bench::Both)),
@@ -75,7 +80,7 @@ fn main() -> ExitCode {
         Some(Err(reason)) => report.case("start", "gpu", Err(reason)),
         None => {
             eprintln!(
-                "usage: smoke NONCE | load SECONDS [ENGINE|all] | hang ENGINE COUNT | hang-once | bench COUNT [ENGINE [waited|queued]] | remap COUNT"
+                "usage: smoke NONCE | load SECONDS [ENGINE|all [paused]] | hang ENGINE COUNT | hang-once | bench COUNT [ENGINE [waited|queued]] | remap COUNT"
             );
             return ExitCode::from(2);
         }

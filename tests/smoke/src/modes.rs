@@ -33,23 +33,50 @@ fn mark(gpu: &Gpu, phase: u8) {
     }
 }
 
+/// When the load begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// At once.
+    Now,
+    /// When a line comes on standard input: the length of the pieces has been found by then, undisturbed.
+    OnLine,
+}
+
 /// Keeps engines loaded.
-pub fn load(report: &mut Report, seconds: u32, name: &str) -> Result<(), String> {
+pub fn load(report: &mut Report, seconds: u32, name: &str, begin: Begin) -> Result<(), String> {
     let gpu = open()?;
     let engines = match name {
         "all" => told(gpu.engines(), "engines")?,
         name => vec![named(&gpu, name)?],
     };
+    // One by one, or they would disturb each other.
+    let pieces =
+        engines.into_iter().map(|engine| Ok((engine, calibrate(&gpu, engine)?))).collect::<Result<Vec<_>, String>>()?;
     drop(gpu);
+    if begin == Begin::OnLine {
+        println!("PAUSE calibrated");
+        let mut line = String::new();
+        told(std::io::stdin().read_line(&mut line), "a line")?;
+    }
     let begun = Instant::now();
     let end = begun + Duration::from_secs(seconds.into());
-    let start = |engine: Engine| std::thread::spawn(move || (engine, load_engine(engine, begun, end)));
-    let threads: Vec<_> = engines.into_iter().map(start).collect();
+    let start = |(engine, units)| std::thread::spawn(move || (engine, load_engine(engine, units, begun, end)));
+    let threads: Vec<_> = pieces.into_iter().map(start).collect();
     for thread in threads {
         let (engine, outcome) = thread.join().map_err(|_| "a thread of the load ended badly")?;
         report.case("load", engine, outcome);
     }
     Ok(())
+}
+
+/// How many units make a piece.
+fn calibrate(gpu: &Gpu, engine: Engine) -> Result<usize, String> {
+    // Several units, so that the time of a submission does not count for much.
+    let four = told(Work::new(gpu, engine, 4).and_then(|work| work.time()), "calibration")?;
+    let unit = four / 4;
+    let units = (PIECE.as_nanos() / unit.as_nanos().max(1)).clamp(1, 64) as usize;
+    println!("LOAD {engine} unit_us={} units={units}", unit.as_micros());
+    Ok(units)
 }
 
 /// Work for one engine whose length can be chosen.
@@ -97,14 +124,9 @@ impl<'g> Work<'g> {
     }
 }
 
-fn load_engine(engine: Engine, begun: Instant, end: Instant) -> Outcome {
+fn load_engine(engine: Engine, units: usize, begun: Instant, end: Instant) -> Outcome {
     let gpu = open()?;
-    // Several units, so that the time of a submission does not count for much.
-    let four = told(Work::new(&gpu, engine, 4).and_then(|work| work.time()), "calibration")?;
-    let unit = four / 4;
-    let units = (PIECE.as_nanos() / unit.as_nanos().max(1)).clamp(1, 64) as usize;
     let work = told(Work::new(&gpu, engine, units), "work")?;
-    println!("LOAD {engine} unit_us={} units={units} t_us={}", unit.as_micros(), begun.elapsed().as_micros());
     let (mut queue, mut done, mut next_report) = (VecDeque::new(), 0u64, Instant::now());
     while Instant::now() < end {
         while queue.len() < 3 {
