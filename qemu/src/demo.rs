@@ -90,15 +90,18 @@ fn conclude(options: &Options, outcome: &Outcome, nonce: &str) -> Result<bool> {
         outcome.time.min(Duration::from_secs(86_400)),
         outcome.dir.display()
     );
+    let good = match (options.machine, options.lifetime) {
+        (Kind::Native, _) => outcome.end == End::PowerOff,
+        (Kind::SvmTcg, _) => outcome.end == End::Verdict(SUCCESS),
+    };
+    // The user ends an interactive run by killing the machine.
+    let ended = good || (options.lifetime == Lifetime::Interactive && outcome.end == End::TimedOut);
+    if !ended {
+        let why = reason(outcome.end);
+        return Err(Error::new(format!("{why}; see {}", outcome.dir.join("serial.log").display())));
+    }
     if options.lifetime == Lifetime::Interactive {
         return Ok(true);
-    }
-    let wanted = match options.machine {
-        Kind::SvmTcg => End::Verdict(SUCCESS),
-        Kind::Native => End::PowerOff,
-    };
-    if outcome.end != wanted {
-        return Err(Error::new(format!("the machine ended with {:?} instead of {wanted:?}", outcome.end)));
     }
     let count = match options.machine {
         Kind::SvmTcg => guests(&String::from_utf8_lossy(&read(&options.config)?))?,
@@ -110,4 +113,22 @@ fn conclude(options: &Options, outcome: &Outcome, nonce: &str) -> Result<bool> {
     }
     println!("the GPU test passed in {}", if count == 1 { "the guest".into() } else { format!("all {count} guests") });
     Ok(true)
+}
+
+/// What a machine's end means; the values of verdicts are those of `hv::power::Exit`.
+fn reason(end: End) -> String {
+    let text = match end {
+        End::Verdict(SUCCESS) => "Prism ended",
+        End::Verdict(0x11) => "Prism panicked",
+        End::Verdict(0x12) => "Prism was given no bundle",
+        End::Verdict(0x13) => "the machine has too little memory for the configuration",
+        End::Verdict(0x14) => "Prism refuses the configuration",
+        End::Verdict(0x15) => "the machine lacks what Prism needs",
+        End::Verdict(0x16) => "Prism's self-test failed",
+        End::Verdict(0x17) => "a guest ended by a fault of its own",
+        End::Verdict(_) | End::Emulator(_) | End::Signal => return format!("the emulator ended with {end:?}"),
+        End::PowerOff => "the machine went off or reset before Prism ended",
+        End::TimedOut => "time was up",
+    };
+    text.into()
 }
