@@ -122,7 +122,7 @@ impl Vm {
             nested_root: tables.root(),
             tables: Mutex::new(tables),
             generation: AtomicU64::new(1),
-            harvested: Mutex::new(Vec::new()),
+            harvested: Mutex::new(Vec::with_capacity(tables::LISTED)),
             chipset: Mutex::new(Chipset::new(&config)),
             chipset_deadline: AtomicU64::new(u64::MAX),
             functions: Functions::new(setup.functions),

@@ -77,7 +77,7 @@ struct BarMap {
 }
 
 /// Dirty pages that are listed; more are found by scanning.
-const LISTED: usize = 4096;
+pub(super) const LISTED: usize = 4096;
 /// Pages of a BAR that can be mapped one by one: 256 MiB.
 const MAX_PAGES: u64 = 1 << 16;
 
@@ -343,7 +343,8 @@ impl Tables {
             PageMapping::ReadOnly(hpa) => PageState::ReadOnly(hpa),
             PageMapping::Tracked(hpa) => PageState::Tracked { hpa, dirty: false },
         };
-        let old = core::mem::replace(&mut map.pages[index], new);
+        let Some(state) = map.pages.get_mut(index) else { return false };
+        let old = core::mem::replace(state, new);
         if let PageState::Tracked { dirty: true, .. } = old {
             self.dirty_pages -= 1;
         }
@@ -396,8 +397,8 @@ impl Tables {
             self.show_range(window, range);
         }
         for page in 0..pages {
-            let state = self.bar(device, bar).pages[page];
-            if let Some(what) = visible(state) {
+            let state = self.bar(device, bar).pages.get(page).copied();
+            if let Some(what) = state.and_then(visible) {
                 self.show(window, page, Some(what));
             }
         }
