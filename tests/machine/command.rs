@@ -35,3 +35,16 @@ fn mistakes_end_in_one_line_that_names_them() {
         assert!(text.trim().lines().count() == 1 && text.contains(named), "{text}");
     }
 }
+
+/// The demo: two stock guests share the GPU, each checks its own results; then the table.
+#[test]
+fn the_demo_ends_by_itself_and_well() {
+    let out = cargo_run(&["--once"]);
+    let (text, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let tail: Vec<&str> = text.lines().rev().take(60).collect();
+    assert!(out.status.success(), "{errors}\n{tail:#?}");
+    for row in ["state", "submissions rcs0", "engine time, us bcs0", "bytes audited", "TLB flushes", "exits"] {
+        let line = text.lines().rev().find(|line| line.starts_with(row)).unwrap_or_else(|| panic!("no row {row}"));
+        assert!(!line.contains(" 0 ") && !line.contains(" - "), "{line}");
+    }
+}
