@@ -84,6 +84,8 @@ pub fn start(config: &Config) -> Result<Option<&'static dyn DeviceService>, Erro
     let gvt = Gvt::new(hw, settings, &mut host, now()).map_err(Error::Init)?;
     function.enable_msi(CpuId(0), MSI_SLOT).ok_or(Error::NoGpu)?;
     SHARED.call_once(|| Shared { mediator: Mutex::new(Mediator { gvt, host }) });
+    // What the GPU had to say before its messages were on.
+    with(|gvt, host| gvt.interrupt(host, now()));
     Ok(Some(&service::SERVICE))
 }
 

@@ -11,6 +11,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 
+use self::run::Seen;
 use crate::audit::ContextRegisters;
 use crate::gpu::{Gpu, PerEngine};
 use crate::host::Host;
@@ -40,11 +41,13 @@ pub struct Config {
     pub tick: Nanos,
     /// How long an engine may take to reach an arbitration point while another vGPU waits.
     pub hang: Nanos,
+    /// How long an engine may run without an interrupt before it is looked at without one.
+    pub watch: Nanos,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { slice: Nanos(5_000_000), tick: Nanos(1_000_000), hang: Nanos(500_000_000) }
+        Self { slice: Nanos(5_000_000), tick: Nanos(1_000_000), hang: Nanos(500_000_000), watch: Nanos(100_000_000) }
     }
 }
 
@@ -114,6 +117,8 @@ pub struct Gvt<W: Hw> {
     registers: PerEngine<ContextRegisters>,
     reports: Reports,
     trace: Trace,
+    /// When the interrupt registers were last looked at.
+    looked: Nanos,
 }
 
 impl<W: Hw> Gvt<W> {
@@ -121,7 +126,7 @@ impl<W: Hw> Gvt<W> {
     ///
     /// # Errors
     /// `InitError` says what is wrong with the GPU, in one line.
-    pub fn new(hw: W, config: Config, host: &mut dyn Host, _now: Nanos) -> Result<Self, InitError> {
+    pub fn new(hw: W, config: Config, host: &mut dyn Host, now: Nanos) -> Result<Self, InitError> {
         let gpu = Gpu::new(hw, host)?;
         Ok(Self {
             config,
@@ -131,6 +136,7 @@ impl<W: Hw> Gvt<W> {
             registers: PerEngine::from_fn(ContextRegisters::known),
             reports: Reports::new(),
             trace: Trace::new(),
+            looked: now,
         })
     }
 
@@ -164,6 +170,7 @@ impl<W: Hw> Gvt<W> {
 
     /// The physical GPU's interrupt.
     pub fn interrupt(&mut self, host: &mut dyn Host, now: Nanos) {
+        self.looked = now;
         let (master, events) = self.gpu.take_interrupts();
         self.trace.push(now, None, Note::Interrupt(master));
         for (engine, bits) in events {
@@ -176,7 +183,11 @@ impl<W: Hw> Gvt<W> {
 
     /// Time has passed `deadline`.
     pub fn timer(&mut self, host: &mut dyn Host, now: Nanos) {
-        self.poll_engines(host, now);
+        // A message that got lost leaves its event pending, and no further message would ever come.
+        let late = self.watch_deadline().is_some_and(|deadline| deadline <= now);
+        if self.poll_engines(host, now) == Seen::Events || late {
+            self.interrupt(host, now);
+        }
         self.expire(host, now);
         self.finish(host, now);
     }

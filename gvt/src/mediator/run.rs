@@ -13,6 +13,13 @@ use crate::vgpu::execlist::{Again, Patience, Place, patience};
 use gvt_defs::execlist::{CsbEntry, Descriptor};
 use gvt_defs::{Engine, Nanos, event, ring};
 
+/// What a look at status buffers found.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Seen {
+    Nothing,
+    Events,
+}
+
 impl<W: Hw> Gvt<W> {
     /// Whether a vGPU's context is on an engine now.
     pub(super) fn runs_on(&self, index: usize, engine: Engine) -> bool {
@@ -53,21 +60,29 @@ impl<W: Hw> Gvt<W> {
     }
 
     /// Looks at every engine's status buffer, and lets each go on.
-    pub(super) fn poll_engines(&mut self, host: &mut dyn Host, now: Nanos) {
+    pub(super) fn poll_engines(&mut self, host: &mut dyn Host, now: Nanos) -> Seen {
+        let mut seen = Seen::Nothing;
         for engine in engines(self.gpu.present) {
-            self.poll_engine(host, engine, now);
+            seen = seen.max(self.poll_engine(host, engine, now));
             self.schedule(host, engine, now);
         }
+        seen
     }
 
     /// Looks at one engine's status buffer.
-    pub(super) fn poll_engine(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+    pub(super) fn poll_engine(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) -> Seen {
+        let mut seen = Seen::Nothing;
         for event in self.gpu.engines.get_mut(engine).poll(host) {
+            seen = Seen::Events;
             match event {
                 Event::Out(tag) => self.left(host, engine, tag, now),
-                Event::Broken => return self.lose_engine(host, engine, now),
+                Event::Broken => {
+                    self.lose_engine(host, engine, now);
+                    break;
+                }
             }
         }
+        seen
     }
 
     /// A guest context left the hardware.
@@ -403,7 +418,7 @@ impl<W: Hw> Gvt<W> {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Nanos> {
-        let mut next: Option<Nanos> = None;
+        let mut next = self.watch_deadline();
         let mut at = |nanos: u64| next = Some(Nanos(next.map_or(nanos, |n| n.0.min(nanos))));
         for engine in engines(self.gpu.present) {
             for vgpu in self.vgpus.iter().flatten() {
@@ -424,5 +439,13 @@ impl<W: Hw> Gvt<W> {
             });
         }
         next
+    }
+
+    /// When the interrupt registers are looked at although no interrupt came: some time after the last look, while an
+    /// engine runs.
+    pub(super) fn watch_deadline(&self) -> Option<Nanos> {
+        let runs = engines(self.gpu.present).filter_map(|engine| self.gpu.engines.get(engine).run);
+        let since = runs.map(|run| run.since).min()?;
+        Some(Nanos(self.looked.max(since).0.saturating_add(self.config.watch.0)))
     }
 }

@@ -153,6 +153,19 @@ impl Machine {
         }
     }
 
+    /// Lets the GPU work for a time in which its messages get lost and nobody looks.
+    pub fn lose_messages_for(&mut self, nanos: u64) {
+        let end = self.now().0 + nanos;
+        while self.now().0 < end {
+            let mut device = self.device.borrow_mut();
+            device.now.0 += STEP;
+            let now = device.now;
+            let mut ram = self.host.ram.clone();
+            device.gpu.step(&mut ram, now, 100);
+            device.gpu.take_interrupt();
+        }
+    }
+
     /// Runs for a time.
     pub fn run_for(&mut self, nanos: u64) {
         let end = self.now().0 + nanos;

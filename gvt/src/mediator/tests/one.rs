@@ -35,6 +35,23 @@ fn a_no_op_completes_on_every_engine() {
     assert_eq!(m.device.borrow_mut().gpu.take_findings(), []);
 }
 
+/// An event whose message got lost stays pending, and with it the level: no message would ever follow.
+#[test]
+fn a_lost_message_is_made_up_for() {
+    for engine in ENGINES {
+        let (mut m, mut d) = start();
+        let mut c = d.context(&mut m, engine);
+        assert!(d.execute(&mut m, &mut c, &[]));
+        let seqno = d.emit(&mut m, &mut c, &[]);
+        d.submit(&mut m, &[&c]);
+        m.lose_messages_for(2_000_000);
+        assert!(d.run_until(&mut m, 200_000_000, |d, m| d.stored(m, &c) == seqno && d.idle(c.engine)), "{engine:?}");
+        let before = m.interrupts;
+        assert!(d.execute(&mut m, &mut c, &[]));
+        assert!(m.interrupts > before, "{engine:?}: messages come again");
+    }
+}
+
 /// Issue 2, acceptance 5: at most 9 exits for a no-op submission, its interrupt included; 8 is the floor.
 #[test]
 fn exits_of_a_no_op_submission() {
