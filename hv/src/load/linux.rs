@@ -166,6 +166,10 @@ fn load_bzimage(
     };
     let payload = (setup_sectors + 1) * 512;
     let len = kernel.len().checked_sub(payload).filter(|len| *len > 0).ok_or(ImageError::Damaged)?;
+    // syssize, in units of 16 bytes: a file that ends earlier was cut short (a signature may follow).
+    if get(0x1F4, 4)? * 16 > len {
+        return Err(ImageError::Damaged);
+    }
     let (load, init_size) = (get(0x258, 8)?, get(0x260, 4)?.max(len));
     let end = load.checked_add(init_size).ok_or(ImageError::Damaged)?;
     if load < 1 << 20 || len > MAX_IMAGE || end > params.layout.low {
@@ -417,6 +421,9 @@ mod tests {
     #[test]
     fn bad_images_are_values() {
         assert_eq!(run(b"MZ", None, 32).unwrap_err(), (Which::Kernel, ImageError::Unknown));
+        let mut cut = bzimage(100);
+        cut[0x1F4] = 7;
+        assert_eq!(run(&cut, None, 64).unwrap_err(), (Which::Kernel, ImageError::Damaged));
         let mut old = bzimage(100);
         old[0x236] = 0;
         assert_eq!(run(&old, None, 32).unwrap_err(), (Which::Kernel, ImageError::Old));
