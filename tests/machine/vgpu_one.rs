@@ -2,6 +2,8 @@
 //! submission and a page-table update cost is within the design's bounds (design section 6).
 
 use qemu::console::Console;
+use qemu::guest::Initrd;
+use qemu::machine::{Gpu, Machine};
 use qemu::provision::KernelKind;
 use tests::prism::{self, Conversation, Guest};
 
@@ -76,4 +78,34 @@ fn linux_6_1() {
 #[test]
 fn linux_6_12() {
     one_guest(KernelKind::V6_12, "vgpu-one-6.12", &["--profile", "kbl,display,late-save,obeys-lri"]);
+}
+
+/// Submit and wait, in a guest against on the same machine without Prism. A report: nothing is decided by time.
+#[test]
+#[ignore = "times, which mean something on an idle machine only"]
+fn ratio_to_native() {
+    let script = format!("smoke bench {COUNT} rcs0 waited\nsmoke bench {COUNT} bcs0 waited");
+    let kernel = KernelKind::V6_1.get().expect("the kernel is provisioned");
+    let initrd = Initrd::new().and_then(|initrd| initrd.modules(&kernel)?.load(&kernel, "error_capture=0"));
+    let initrd = initrd.and_then(|initrd| initrd.program(tests::smoke())).expect("the initrd is put together");
+    let native = Machine::native("vgpu-ratio-native", &kernel.image)
+        .module(initrd.script(&script).script("poweroff -f").finish())
+        .arguments("console=ttyS0 rdinit=/init quiet panic=-1")
+        .gpu(Gpu::Model(Vec::new()))
+        .run(prism::LIMIT)
+        .expect("the machine runs");
+    let guest = prism::machine("vgpu-ratio", &[Guest::new("alpha", KernelKind::V6_1, &script)], &[]);
+    let guest = guest.run(prism::LIMIT).expect("the machine runs");
+    for engine in ["rcs0", "bcs0"] {
+        for what in ["mean_ns", "median_ns", "min_ns"] {
+            let [inside, outside] = [&guest, &native].map(|outcome| {
+                let start = format!("BENCH wait {engine} ");
+                let line = outcome.serial.lines().find_map(|line| line.split_once(&start)).map(|(_, fields)| fields);
+                let field = line.and_then(|fields| fields.split_whitespace().find_map(|word| word.strip_prefix(what)));
+                let number = field.and_then(|text| text.strip_prefix('=')?.parse::<f64>().ok());
+                number.unwrap_or_else(|| tests::fail(outcome, "no figure"))
+            });
+            println!("{engine} {what}: guest {inside:.0}, native {outside:.0}, ratio {:.2}", inside / outside);
+        }
+    }
 }
