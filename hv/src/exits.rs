@@ -107,6 +107,7 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
         }
         Exit::NestedFault { gpa, direction } => nested_fault(vcpu, gpa, direction, now)?,
         Exit::MoveToCr8 => move_to_cr8(vcpu, now),
+        Exit::ControlRegister => Reason::ControlRegister,
         Exit::Xsetbv => xsetbv(vcpu, now),
         // Guest RAM is coherent with every device that Prism lets near it: nothing to write back.
         Exit::CacheFlush => skip(vcpu, now, Reason::CacheFlush),

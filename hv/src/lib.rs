@@ -5,6 +5,7 @@ extern crate alloc;
 
 pub mod acpi;
 pub mod apic;
+mod backend;
 pub mod bootinfo;
 mod clock;
 pub mod console;
@@ -41,4 +42,5 @@ mod trap;
 mod vcpu;
 pub mod vendor;
 pub mod vm;
+mod vmx;
 mod x86;

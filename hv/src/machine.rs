@@ -14,10 +14,9 @@ use crate::frame::Placement;
 use crate::load::{Bundle, Config, Source, VmConfig};
 use crate::percpu::{self, CpuId};
 use crate::power::{self, Exit};
-use crate::svm::Svm;
 use crate::vendor::{Extension, Missing};
 use crate::vm::{BundleLoader, OutOfMemory, Status, Vm, VmId, VmSetup};
-use crate::{console, cpus, run, say, smp};
+use crate::{backend, console, cpus, run, say, smp};
 
 /// A driver of a physical device that guests share (the mediator): called from the run loop of the first CPU, never in
 /// interrupt context.
@@ -153,13 +152,11 @@ impl Placer {
 
 /// Builds the VMs and runs them on all CPUs. Comes back only if it cannot start.
 pub fn launch(setup: MachineSetup) -> LaunchError {
-    match Svm::probe() {
-        Ok(()) => launch_on::<Svm>(setup),
-        Err(missing) => LaunchError::Missing(missing),
-    }
+    backend::launch(setup)
 }
 
-fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
+/// The same, on an extension that this CPU has.
+pub(crate) fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
     say!("virtualization: {}", E::NAME);
     hv_emu::warm_up();
     let mut vms = Vec::new();

@@ -43,6 +43,8 @@ pub(crate) fn set_power_off(pm1a_cnt: u16, slp_typ: u8) {
 
 /// Ends the run: tells the emulator, turns the machine off, or halts.
 pub fn exit(exit: Exit) -> ! {
+    // For emulators that have no exit status of their own to give.
+    crate::say!("@exit value={}", exit as u32);
     crate::console::flush();
     // SAFETY: 1. Nobody listens on port 0xF4 but isa-debug-exit, which ends the machine.
     unsafe { Port::new(DEBUG_EXIT).write(exit as u32) };

@@ -156,9 +156,11 @@ impl<E: Extension> Runner<E> {
         }
         let slice = others_wait.then_some(self.slice_end);
         self.arm(slice, now);
+        let armed = self.armed;
         let Some(vcpu) = self.vcpus.get_mut(index) else {
             return Turn::Yield;
         };
+        vcpu.hw.set_deadline(armed);
         cpus::entering(vcpu.vm.id());
         vcpu.flush_if_stale();
         if vcpu.must_look_again() || cpus::is_wanted() {

@@ -21,7 +21,8 @@ const PATIENCE_NANOS: u64 = 1_000_000_000;
 
 type Check = (&'static str, fn(&Platform) -> Result<(), &'static str>);
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
+    ("division", division),
     ("memory", memory),
     ("pages", pages),
     ("exception", exception),
@@ -97,6 +98,25 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 fn ensure(holds: bool, why: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(why) }
+}
+
+/// Signed 64-bit division, which one packaged emulator gets wrong.
+fn division(_: &Platform) -> Result<(), &'static str> {
+    let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        seed as i64
+    };
+    for _ in 0..2000 {
+        let (dividend, divisor) = core::hint::black_box((next(), next() >> 33));
+        let (quotient, rest) = (dividend.wrapping_div(divisor | 1), dividend.wrapping_rem(divisor | 1));
+        let back = quotient.wrapping_mul(divisor | 1).wrapping_add(rest);
+        ensure(
+            back == dividend && rest.unsigned_abs() < (divisor | 1).unsigned_abs(),
+            "IDIV is wrong on this machine",
+        )?;
+    }
+    Ok(())
 }
 
 fn memory(_: &Platform) -> Result<(), &'static str> {

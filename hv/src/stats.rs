@@ -29,12 +29,13 @@ pub enum Reason {
     Exception,
     Nmi,
     Cr8,
+    ControlRegister,
     Fatal,
     Other,
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 24;
+pub const REASONS: usize = 25;
 
 /// Their names, for tables and `@stat` lines.
 pub const NAMES: [&str; REASONS] = [
@@ -60,6 +61,7 @@ pub const NAMES: [&str; REASONS] = [
     "exception",
     "nmi",
     "cr8",
+    "control-register",
     "fatal",
     "other",
 ];

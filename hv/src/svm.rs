@@ -25,13 +25,18 @@ pub struct Svm {
     _save_area: Frame,
 }
 
+/// Whether CPUID shows AMD-V.
+pub fn is_there() -> bool {
+    let extended = x86::cpuid(0x8000_0001, 0);
+    x86::cpuid(0x8000_0000, 0).eax >= defs::CPUID_SVM && extended.ecx & defs::CPUID_8000_0001_ECX_SVM != 0
+}
+
 impl Extension for Svm {
     type Vcpu = SvmVcpu;
     const NAME: &'static str = "AMD-V with nested paging";
 
     fn probe() -> Result<(), Missing> {
-        let extended = x86::cpuid(0x8000_0001, 0);
-        if x86::cpuid(0x8000_0000, 0).eax < defs::CPUID_SVM || extended.ecx & defs::CPUID_8000_0001_ECX_SVM == 0 {
+        if !is_there() {
             return Err(Missing("this CPU has no AMD-V"));
         }
         let features = x86::cpuid(defs::CPUID_SVM, 0);

@@ -230,6 +230,9 @@ impl<V: VirtualCpu> Vcpu<V> {
             }
         };
         self.hw.set_window(window);
+        if self.nmi {
+            self.hw.await_nmi();
+        }
     }
 
     /// Compares the flush generation. Call after the CPU has published that it enters.

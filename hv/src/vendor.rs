@@ -4,7 +4,7 @@
 use alloc::boxed::Box;
 use core::fmt;
 
-use hv_defs::{Gpa, Hpa, Width};
+use hv_defs::{Gpa, Hpa, Nanos, Width};
 use hv_emu::Registers;
 
 use crate::nested::{NestedMap, Pool};
@@ -125,6 +125,8 @@ pub enum Exit {
     MoveToCr8,
     /// CR8 fell below the class asked for.
     PriorityLowered,
+    /// An access to a control register, which the backend has dealt with.
+    ControlRegister,
     /// CPUID.
     Cpuid,
     /// HLT.
@@ -168,7 +170,7 @@ pub enum Exit {
         /// Its error code.
         error_code: Option<u32>,
     },
-    /// IRET while NMIs are blocked.
+    /// NMIs are about to be unblocked, or can be taken now.
     NmiUnblocked,
     /// A hardware task switch.
     TaskSwitch,
@@ -236,8 +238,13 @@ pub trait VirtualCpu: Sized + Send {
     fn event_queued(&self) -> bool;
     /// Queues an event for the next entry.
     fn inject(&mut self, event: Event);
-    /// Asks for an exit.
+    /// Asks for an exit, instead of those asked for before.
     fn set_window(&mut self, window: Window);
+    /// An NMI waits that cannot be taken yet: asks, besides the window, for an exit when it can.
+    fn await_nmi(&mut self);
+    /// When the run loop wants the CPU back at the latest. The host's timer is set for it too, so that a backend whose
+    /// guests cannot hold interrupts off may ignore it.
+    fn set_deadline(&mut self, deadline: Option<Nanos>);
     /// Drops this virtual CPU's TLB entries at the next entry.
     fn flush_tlb(&mut self);
     /// Prints what explains a failed entry or a crash, one fact a line.

@@ -8,5 +8,6 @@ pub mod msr;
 pub mod paging;
 pub mod regs;
 pub mod svm;
+pub mod vmx;
 
 pub use addr::{Frame, Gfn, Gpa, Gva, Hpa, Nanos, PAGE_SIZE, Width};

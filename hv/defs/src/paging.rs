@@ -126,23 +126,80 @@ impl EntryFormat for Npt {
     }
 }
 
+/// Intel extended page tables (SDM volume 3, 29.3.2). Whoever uses `Level::L3` leaves has checked that the CPU has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Ept;
+
+const EPT_READ: u64 = 1 << 0;
+const EPT_WRITE: u64 = 1 << 1;
+const EPT_EXECUTE: u64 = 1 << 2;
+const EPT_PERMISSIONS: u64 = EPT_READ | EPT_WRITE | EPT_EXECUTE;
+/// Memory type in bits 5:3 of a leaf; bit 6 (ignore PAT) stays clear, so that the guest's PAT has its say: it may turn
+/// UC into WC, and write-back into whatever it likes (table 12-7).
+const EPT_TYPE_WB: u64 = 6 << 3;
+const EPT_TYPE_MASK: u64 = 7 << 3;
+
+impl EntryFormat for Ept {
+    fn encode(level: Level, entry: Entry) -> u64 {
+        match entry {
+            Entry::Empty => 0,
+            Entry::Table(hpa) => (hpa.0 & ADDRESS) | EPT_PERMISSIONS,
+            Entry::Leaf { hpa, access, caching } => {
+                let size = if level == Level::L1 { 0 } else { PS };
+                let write = if access == Access::ReadWrite { EPT_WRITE } else { 0 };
+                let kind = if caching == Caching::WriteBack { EPT_TYPE_WB } else { 0 };
+                (hpa.0 & ADDRESS) | EPT_READ | EPT_EXECUTE | size | write | kind
+            }
+        }
+    }
+
+    fn decode(level: Level, raw: u64) -> Entry {
+        if raw & EPT_PERMISSIONS == 0 {
+            Entry::Empty
+        } else if level != Level::L1 && raw & PS == 0 {
+            Entry::Table(Hpa(raw & ADDRESS))
+        } else {
+            Entry::Leaf {
+                hpa: Hpa(raw & ADDRESS & !(level.bytes() - 1)),
+                access: if raw & EPT_WRITE != 0 { Access::ReadWrite } else { Access::Read },
+                caching: if raw & EPT_TYPE_MASK == EPT_TYPE_WB { Caching::WriteBack } else { Caching::Uncached },
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn npt_entries_round_trip() {
+    fn round_trip<F: EntryFormat>() {
         for level in [Level::L1, Level::L2, Level::L3] {
             for access in [Access::Read, Access::ReadWrite] {
                 for caching in [Caching::WriteBack, Caching::Uncached] {
                     let leaf = Entry::Leaf { hpa: Hpa(3 << 30), access, caching };
-                    assert_eq!(Npt::decode(level, Npt::encode(level, leaf)), leaf);
+                    assert_eq!(F::decode(level, F::encode(level, leaf)), leaf);
                 }
             }
         }
         let table = Entry::Table(Hpa(0x7000));
-        assert_eq!(Npt::decode(Level::L3, Npt::encode(Level::L3, table)), table);
-        assert_eq!(Npt::decode(Level::L2, Npt::encode(Level::L2, Entry::Empty)), Entry::Empty);
+        assert_eq!(F::decode(Level::L3, F::encode(Level::L3, table)), table);
+        assert_eq!(F::decode(Level::L2, F::encode(Level::L2, Entry::Empty)), Entry::Empty);
+        assert_eq!(F::encode(Level::L1, Entry::Empty), 0, "a zeroed frame is an empty table");
+    }
+
+    #[test]
+    fn entries_round_trip() {
+        round_trip::<Npt>();
+        round_trip::<Ept>();
+    }
+
+    #[test]
+    fn ept_bits_are_those_of_the_manual() {
+        let leaf = |access, caching| Entry::Leaf { hpa: Hpa(0x20_0000), access, caching };
+        assert_eq!(Ept::encode(Level::L2, leaf(Access::ReadWrite, Caching::WriteBack)), 0x20_00B7);
+        assert_eq!(Ept::encode(Level::L1, leaf(Access::Read, Caching::WriteBack)), 0x20_0035);
+        assert_eq!(Ept::encode(Level::L1, leaf(Access::ReadWrite, Caching::Uncached)), 0x20_0007);
+        assert_eq!(Ept::encode(Level::L4, Entry::Table(Hpa(0x1000))), 0x1007);
     }
 
     #[test]

@@ -104,6 +104,8 @@ pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// DR6 and DR7 after RESET.
 pub const DR6_RESET: u64 = 0xFFFF_0FF0;
 pub const DR7_RESET: u64 = 0x400;
+/// DR6: the exception is a single step's.
+pub const DR6_BS: u64 = 1 << 14;
 
 /// CR0 after RESET and INIT: ET, NW, CD.
 pub const CR0_RESET: u64 = 0x6000_0010;

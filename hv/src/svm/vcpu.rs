@@ -5,7 +5,7 @@ use core::ops::{Deref, DerefMut};
 
 use hv_defs::regs::{self, Efer, Rflags};
 use hv_defs::svm::{Segment, Vmcb, event, exit, ioio, misc1, misc2, npf, vintr};
-use hv_defs::{Frame, Gpa, Width, msr, svm as defs};
+use hv_defs::{Frame, Gpa, Nanos, Width, msr, svm as defs};
 use hv_emu::{Bitness, Registers};
 
 use super::Svm;
@@ -171,7 +171,13 @@ impl VirtualCpu for SvmVcpu {
         let save = &mut self.block.save;
         let next = save.rip.wrapping_add(u64::from(length));
         save.rip = if long { next } else { next & 0xFFFF_FFFF };
+        let single_steps = save.rflags & Rflags::TF.bits() != 0;
         self.block.control.interrupt_shadow = 0;
+        if single_steps && !self.event_queued() {
+            // The trap that follows every instruction of a guest that single-steps.
+            self.block.save.dr6 |= regs::DR6_BS;
+            self.inject(Event::Exception { vector: regs::vector::DB, error_code: None });
+        }
     }
 
     fn instruction_length(&self) -> Option<u8> {
@@ -323,6 +329,20 @@ impl VirtualCpu for SvmVcpu {
             Window::Priority { .. } => control.intercept_cr_write |= CR8,
         }
     }
+
+    /// While an NMI is served, its IRET exits (see `inject`). From there on the interrupt window is the nearest that there
+    /// is to a window for NMIs; a guest that returns with interrupts off takes its NMI at the exit that follows.
+    fn await_nmi(&mut self) {
+        let enabled = self.block.save.rflags & Rflags::IF.bits() != 0;
+        match self.nmi {
+            NmiState::Blocked => {}
+            // It would open before the IRET has run.
+            NmiState::Returning(_) if enabled => {}
+            NmiState::Returning(_) | NmiState::Open => self.set_window(Window::Interrupt),
+        }
+    }
+
+    fn set_deadline(&mut self, _: Option<Nanos>) {}
 
     fn flush_tlb(&mut self) {
         self.block.control.tlb_control = defs::TLB_FLUSH_ALL;

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-use hv_defs::Gpa;
 use hv_defs::paging::{Level, Npt};
+use hv_defs::{Gpa, Nanos};
 use hv_emu::{Bitness, Registers, Segment};
 
 use super::Vcpu;
@@ -134,6 +134,8 @@ impl VirtualCpu for FakeCpu {
     fn set_window(&mut self, window: Window) {
         self.window = window;
     }
+    fn await_nmi(&mut self) {}
+    fn set_deadline(&mut self, _: Option<Nanos>) {}
     fn flush_tlb(&mut self) {
         self.flushes += 1;
     }
