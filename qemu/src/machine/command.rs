@@ -14,11 +14,11 @@ pub const DISKS: [&str; 2] = ["boot.img", "files.img"];
 /// The port and value range of the exit device: the process ends with 2 * value + 1.
 const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=4";
 
-pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
+pub fn qemu(machine: &Machine, kind: Kind, qemu: &Qemu, dir: &Path) -> Command {
     let mut command = tied(&qemu.program);
     command.current_dir(dir);
     let memory = machine.memory_mib;
-    command.args(["-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", cpu(machine.kind)]);
+    command.args(["-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", cpu(kind)]);
     command.args(["-smp", &machine.cpus.to_string(), "-m", &format!("{memory}M")]);
     // Shared, or the GPU process could not reach it.
     command.args(["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share=on")]);

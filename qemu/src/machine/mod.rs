@@ -1,5 +1,6 @@
 //! Machines: an emulator, the software GPU beside it, a serial line, and how the run ended.
 
+mod bochs;
 mod command;
 mod display;
 mod process;
@@ -18,6 +19,14 @@ pub enum Kind {
     SvmTcg,
     /// QEMU without acceleration or hypervisor: the reference that a vGPU is compared with.
     Native,
+}
+
+/// What emulates it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Emulator {
+    Qemu(Kind),
+    /// A CPU with VT-x, no software GPU, all CPUs in one thread.
+    Bochs,
 }
 
 /// What is at 00:02.0.
@@ -50,7 +59,7 @@ pub enum Show {
 /// A machine to be started: what it has and what it boots.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    kind: Kind,
+    emulated_by: Emulator,
     name: String,
     cpus: u32,
     memory_mib: u32,
@@ -68,17 +77,22 @@ impl Machine {
     /// The machine `svm-tcg` booting a hypervisor image; `name` is the folder of its logs.
     pub fn svm_tcg(name: &str, image: &Path) -> Self {
         // 5 GiB, so that a part of memory lies above 4 GiB.
-        Self::new(Kind::SvmTcg, name, image, 5120)
+        Self::new(Emulator::Qemu(Kind::SvmTcg), name, image, 5120)
+    }
+
+    /// The machine `vmx-bochs` booting a hypervisor image through GRUB. `emulator` adds lines to Bochs' configuration.
+    pub fn vmx_bochs(name: &str, image: &Path) -> Self {
+        Self::new(Emulator::Bochs, name, image, 512).gpu(Gpu::None)
     }
 
     /// The machine `native` booting a Linux kernel.
     pub fn native(name: &str, kernel: &Path) -> Self {
-        Self::new(Kind::Native, name, kernel, 2048)
+        Self::new(Emulator::Qemu(Kind::Native), name, kernel, 2048)
     }
 
-    fn new(kind: Kind, name: &str, kernel: &Path, memory_mib: u32) -> Self {
+    fn new(emulated_by: Emulator, name: &str, kernel: &Path, memory_mib: u32) -> Self {
         Self {
-            kind,
+            emulated_by,
             name: name.into(),
             cpus: 1,
             memory_mib,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::display::Display;
-use super::{Gpu, Machine, Show, command};
+use super::{Emulator, Gpu, Machine, Show, bochs, command};
 use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
 use crate::lock::Lock;
 use crate::paths;
-use crate::provision::Qemu;
+use crate::provision::{Bochs, Qemu};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Running {
     serial: Arc<Serial>,
     dir: PathBuf,
     started: Instant,
+    /// What the emulator takes for a screen, if it needs one.
+    screen: Option<bochs::Terminal>,
     _slots: Vec<Lock>,
 }
 
@@ -77,8 +80,13 @@ struct SerialState {
 
 impl Running {
     pub(super) fn start(machine: Machine) -> Result<Self> {
-        let qemu = Qemu::get()?;
-        let (slots, core) = take_slots(machine.cpus)?;
+        // Fetched, where that is due, before others have to wait for this machine.
+        match machine.emulated_by {
+            Emulator::Qemu(_) => drop(Qemu::get()?),
+            Emulator::Bochs => drop(Bochs::get()?),
+        }
+        let threads = if machine.emulated_by == Emulator::Bochs { 1 } else { machine.cpus };
+        let (slots, core) = take_slots(threads)?;
         let dir = paths::run(&machine.name);
         remove_dir(&dir)?;
         make_dir(&dir)?;
@@ -92,15 +100,33 @@ impl Running {
             Gpu::Model(options) => Some(start_gpu(&dir, options, core)?),
             Gpu::None => None,
         };
-        let mut emulator = command::qemu(&machine, &qemu, &dir);
+        let (emulator, screen) = match machine.emulated_by {
+            Emulator::Bochs => {
+                let (emulator, screen) = bochs::prepare(&machine, &dir)?;
+                (emulator, Some(screen))
+            }
+            Emulator::Qemu(kind) => {
+                let mut emulator = command::qemu(&machine, kind, &Qemu::get()?, &dir);
+                emulator.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log(&dir, "emulator.log")?);
+                (emulator, None)
+            }
+        };
         write(&dir.join("command"), format!("{emulator:?}\n"))?;
-        emulator.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log(&dir, "emulator.log")?);
         let serial = Arc::new(Serial::default());
         let sink = serial.clone();
         let file = log(&dir, "serial.log")?;
         let show = machine.show;
         let mut emulator = spawn(emulator, core, move |child| collect(child, &sink, file, show))?;
-        Ok(Self { input: emulator.stdin.take(), emulator, gpu, serial, dir, started: Instant::now(), _slots: slots })
+        Ok(Self {
+            input: emulator.stdin.take(),
+            emulator,
+            gpu,
+            serial,
+            dir,
+            started: Instant::now(),
+            screen,
+            _slots: slots,
+        })
     }
 
     /// The folder of its logs.
@@ -171,17 +197,24 @@ impl Running {
         let deadline = Instant::now() + limit;
         // The serial line closes when the emulator ends.
         let mut state = self.serial.lock();
-        while !state.closed && Instant::now() < deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
+        while !state.closed && Instant::now() < deadline && !self.is_lost() {
+            let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
             state = self.serial.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
         let status = if self.serial.lock().closed { self.emulator.wait().map(Some) } else { self.emulator.try_wait() };
         let end = status.context(|| "cannot wait for the emulator".into())?.map_or(End::TimedOut, decode);
+        let ended = end != End::TimedOut;
         self.kill();
         self.drain();
         let serial = String::from_utf8_lossy(&self.serial.lock().bytes).into_owned();
+        let end = if self.screen.is_some() && (ended || self.is_lost()) { bochs::end(&serial, &self.dir) } else { end };
         Ok(Outcome { end, serial, dir: self.dir.clone(), time: self.started.elapsed() })
+    }
+
+    /// Whether the emulator will neither go on nor end.
+    fn is_lost(&self) -> bool {
+        self.screen.is_some() && bochs::is_lost(&self.dir)
     }
 
     /// Waits until all that the dead emulator wrote has been read.
@@ -290,7 +323,8 @@ fn spawn(mut command: Command, core: Option<usize>, then: impl FnOnce(&mut Pipes
         }
         let mut pipes = Pipes::default();
         let spawned = command.spawn().map(|mut child| {
-            pipes.stdout = child.stdout.take();
+            let (stdout, stderr) = (child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from));
+            pipes.serial = stdout.or(stderr).map(File::from);
             child
         });
         let pid = spawned.as_ref().ok().map(Child::id);
@@ -309,14 +343,14 @@ fn spawn(mut command: Command, core: Option<usize>, then: impl FnOnce(&mut Pipes
 
 #[derive(Debug, Default)]
 struct Pipes {
-    stdout: Option<std::process::ChildStdout>,
+    serial: Option<File>,
 }
 
 /// Reads the serial line to its end, into the log and to whoever waits.
 fn collect(pipes: &mut Pipes, serial: &Serial, mut file: File, show: Show) {
     let mut buffer = [0; 4096];
     let mut display = Display::default();
-    while let Some(Ok(count @ 1..)) = pipes.stdout.as_mut().map(|pipe| pipe.read(&mut buffer)) {
+    while let Some(Ok(count @ 1..)) = pipes.serial.as_mut().map(|pipe| pipe.read(&mut buffer)) {
         let fresh = &buffer[..count];
         let _ = file.write_all(fresh);
         if show == Show::Serial && !serial.hushed.load(Ordering::Relaxed) {

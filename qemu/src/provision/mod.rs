@@ -3,6 +3,7 @@
 //! Everything here is done once: a second call finds the stamp of the first and touches no network.
 
 mod apt;
+mod bochs;
 mod grub;
 mod kernel;
 mod module;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result, make_dir, write};
 use crate::lock::Lock;
 use crate::paths;
 
+pub use bochs::Bochs;
 pub use grub::Grub;
 pub use kernel::{Kernel, KernelKind};
 pub use qemu::Qemu;
