@@ -69,6 +69,27 @@ fn every_folder_is_in_the_readme() {
     }
 }
 
+/// Above the trait of `hv::vendor` nobody knows which virtualization extension a CPU has (design D2).
+#[test]
+fn vendors_stay_below_their_trait() {
+    let root = qemu::paths::workspace();
+    let below = ["hv/src/svm", "hv/src/vmx", "hv/src/backend.rs"].map(|path| root.join(path).display().to_string());
+    let words = ["svm", "vmx", "vmcb", "vmcs", "asid", "vpid"];
+    let folders = ["hv/src", "hv/dev/src", "boot/src", "gvt/src"];
+    for file in folders.iter().flat_map(|folder| rust_files(&root.join(folder))) {
+        let path = file.display().to_string();
+        if below.iter().any(|own| path.starts_with(own)) || path.contains("test") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            let code = line.split("//").next().unwrap_or_default().trim().to_lowercase();
+            let named = words.iter().find(|word| code.contains(*word));
+            assert!(named.is_none() || code == "mod svm;" || code == "mod vmx;", "{path}:{number} names {named:?}");
+        }
+    }
+}
+
 #[test]
 fn files_are_short() {
     for (_, package) in packages() {

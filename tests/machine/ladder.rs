@@ -1,0 +1,126 @@
+//! The same small guests on both virtualization extensions: SVM in QEMU, VT-x in Bochs.
+
+use std::process::Command;
+use std::time::Duration;
+
+use qemu::bundle::Bundle;
+use qemu::console::Console;
+use qemu::guest::Initrd;
+use qemu::machine::{End, Gpu, Machine};
+use qemu::provision::KernelKind;
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// Bochs executes some 100 million instructions a second.
+const LINUX_LIMIT: Duration = Duration::from_secs(400);
+const SUCCESS: End = End::Verdict(0x10);
+
+/// FNV-1a, 64 bits.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The rig itself: Bochs starts the image through GRUB, divides rightly, and its end is told apart from a failure.
+#[test]
+fn bochs_boots_the_image_and_divides() {
+    let nonce = tests::nonce();
+    let machine = Machine::vmx_bochs("bochs-selftest", tests::image());
+    let outcome = machine.arguments(&format!("selftest nonce={nonce}")).run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let proof = format!("{:016x}", fnv1a(nonce.as_bytes()));
+    let passed = console.facts.iter().any(|fact| fact.kind == "selftest" && fact.get("proof") == proof);
+    let divides = console.prism.iter().any(|line| line == "PASS division");
+    if outcome.end != SUCCESS || !passed || !divides {
+        tests::fail(&outcome, "the self-test should pass on Bochs");
+    }
+}
+
+/// What the guest `ladder` prints "ok" for; `modes` needs a second virtual CPU.
+const RUNGS: [&str; 19] = [
+    "cpuid",
+    "msr",
+    "msr_unknown",
+    "port",
+    "port_string",
+    "mmio",
+    "mmio_page_end",
+    "mmio_chipset",
+    "undefined",
+    "rdpmc",
+    "control",
+    "interrupt",
+    "sti_shadow",
+    "sti_cli",
+    "priority",
+    "nmi",
+    "hlt",
+    "step",
+    "modes",
+];
+
+const CONFIG: &str = "[[vm]]\nname = \"ladder\"\nmemory_mib = 32\nvcpus = 2\nkernel = \"ladder\"\n";
+
+/// Assembles a guest of `tests/guests` into an ELF64 program at 2 MiB.
+fn assemble(name: &str, nonce: &str) -> Vec<u8> {
+    let source = qemu::paths::workspace().join(format!("tests/guests/{name}.S"));
+    let stem = std::env::temp_dir().join(format!("prism-{name}-{nonce}"));
+    let (object, program) = (stem.with_extension("o"), stem.with_extension("elf"));
+    let run = |command: &mut Command| {
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let nonce = format!("-DNONCE=\"{nonce}\"");
+    run(Command::new("gcc").args(["-c", "-x", "assembler-with-cpp", &nonce]).arg(source).arg("-o").arg(&object));
+    run(Command::new("ld").args(["-N", "--no-warn-rwx-segments", "-Ttext=0x200000", "-o"]).arg(&program).arg(&object));
+    let image = std::fs::read(&program).unwrap();
+    std::fs::remove_file(object).unwrap();
+    std::fs::remove_file(program).unwrap();
+    image
+}
+
+/// Every rung holds, on whatever this machine has.
+#[track_caller]
+fn climb(machine: Machine) {
+    let nonce = tests::nonce();
+    let bundle = Bundle::new(CONFIG).file("ladder", &assemble("ladder", &nonce)).finish();
+    let outcome = machine.module(bundle).arguments("once").run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let lines = console.guest("ladder");
+    let has = |text: &str| lines.iter().any(|line| line.trim() == text);
+    let missed: Vec<_> = RUNGS.iter().filter(|name| !has(&format!("rung {name} ok"))).collect();
+    if outcome.end != SUCCESS || !missed.is_empty() || !has(&format!("done {nonce}")) || !has("a string") {
+        tests::fail(&outcome, &format!("missed rungs: {missed:?}"));
+    }
+}
+
+#[test]
+fn ladder_on_svm() {
+    climb(Machine::svm_tcg("ladder-svm", tests::image()).gpu(Gpu::None).memory_mib(512));
+}
+
+#[test]
+fn ladder_on_vmx() {
+    climb(Machine::vmx_bochs("ladder-vmx", tests::image()));
+}
+
+/// Debian's kernel comes to its script on VT-x, with a sound clock.
+#[test]
+fn linux_on_vmx() {
+    let nonce = tests::nonce();
+    let kernel = KernelKind::V6_1Cloud.get().unwrap();
+    let script = format!(
+        "echo clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource) \
+         unstable=$(dmesg | grep -ci unstable)\necho done {nonce}\npoweroff -f"
+    );
+    let config = "[[vm]]\nname = \"alpha\"\nmemory_mib = 256\nkernel = \"kernel\"\ninitrd = \"initrd\"\n\
+                  cmdline = \"console=ttyS0 panic=-1 quiet\"\n";
+    let initrd = Initrd::new().unwrap().script(&script).finish();
+    let bundle = Bundle::new(config).file("kernel", &std::fs::read(kernel.image).unwrap()).file("initrd", &initrd);
+    let machine = Machine::vmx_bochs("linux-vmx", tests::image()).module(bundle.finish());
+    let outcome = machine.arguments("once").run(LINUX_LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let has = |text: &str| console.guest("alpha").iter().any(|line| line.contains(text));
+    let sound = has("clock=tsc unstable=0") && !has("WARNING:") && !has("BUG:");
+    if outcome.end != SUCCESS || !has(&format!("done {nonce}")) || !sound {
+        tests::fail(&outcome, "Linux should come to the end of its script, with a stable TSC");
+    }
+}
