@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gvt_defs::context::{self, value};
@@ -28,7 +29,7 @@ pub struct Gpu {
     /// BAR0.
     pub registers: Registers,
     /// Memory of this program.
-    pub memory: Memory,
+    pub memory: Arc<Memory>,
     next_page: usize,
     next_address: u32,
     /// The two parts of the graphics address space that are the guest's: base and bytes.
@@ -62,6 +63,14 @@ pub struct Context {
     slot: usize,
 }
 
+impl Context {
+    /// Where the entry for an address is: page number of its table, and index.
+    pub fn entry(&self, address: u64) -> Option<(usize, usize)> {
+        let table = *self.tables.get(&(1, address >> 21))?;
+        Some((table, (address >> 12) as usize & 0x1FF))
+    }
+}
+
 /// The engines of a GT2.
 pub fn engines() -> impl Iterator<Item = Engine> {
     Engine::ALL.into_iter().filter(|engine| EngineMask::GT2.has(*engine))
@@ -85,7 +94,7 @@ impl Gpu {
             (field(pvinfo::MAPPABLE_BASE), field(pvinfo::MAPPABLE_SIZE)),
             (field(pvinfo::NONMAPPABLE_BASE), field(pvinfo::NONMAPPABLE_SIZE)),
         ];
-        let memory = Memory::new(PAGES)?;
+        let memory = Arc::new(Memory::new(PAGES)?);
         let (ports, next_address) = (BTreeMap::new(), partition[1].0);
         let mut gpu = Self { registers, memory, next_page: 0, next_address, partition, ports, next_id: 1 };
         engines().for_each(|engine| gpu.start_engine(engine));
@@ -243,6 +252,19 @@ impl Gpu {
         }
         let entry = target.0 | PpgttEntry::PRESENT | PpgttEntry::WRITABLE;
         self.memory.set_entry(table, (address >> 12) as usize & 0x1FF, entry);
+    }
+
+    /// Makes an engine forget what it knows of page tables; false if it does not say that it has.
+    pub fn invalidate(&self, engine: Engine) -> bool {
+        let register = engine.info().tlb;
+        self.write(register, 1);
+        let end = Instant::now() + PATIENCE;
+        while self.registers.load(register, 4) & 1 != 0 {
+            if Instant::now() > end {
+                return false;
+            }
+        }
+        true
     }
 
     /// Puts a batch at an address of a context's space; gives its page.

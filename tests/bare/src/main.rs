@@ -2,6 +2,7 @@
 //!
 //!     bare clear              write every global page-table entry of the partition, submit, see that they count
 //!     bare update COUNT       change 512 entries of one table of an address space and submit, again and again
+//!     bare race ROUNDS        one CPU stores entries of a page table without end while another submits
 //!     bare hostile SECRET     break every rule; no memory of others may be seen (it is full of SECRET) or changed
 //!
 //! `clear` and `update` wait for a line on standard input where they say `PAUSE`, so that others can count between.
@@ -11,6 +12,7 @@ mod attacks;
 mod counts;
 mod gpu;
 mod hostile;
+mod race;
 mod sys;
 
 use std::process::ExitCode;
@@ -42,9 +44,10 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["clear"] => counts::clear(&mut report),
         ["update", count] => counts::update(&mut report, count.parse().unwrap_or(1)),
+        ["race", rounds] => race::race(&mut report, rounds.parse().unwrap_or(1)),
         ["hostile", secret] => hostile::all(&mut report, secret),
         _ => {
-            eprintln!("usage: bare clear | update COUNT | hostile SECRET");
+            eprintln!("usage: bare clear | update COUNT | race ROUNDS | hostile SECRET");
             return ExitCode::from(2);
         }
     };

@@ -86,6 +86,11 @@ pub struct Memory {
     frames: Vec<Gpa>,
 }
 
+// SAFETY: 1. The mapping lives as long as the process. 2. Every access is one volatile load or store of an aligned word.
+unsafe impl Send for Memory {}
+// SAFETY: as above: threads race on words only as the GPU does with them all the time.
+unsafe impl Sync for Memory {}
+
 impl Memory {
     /// Takes `pages` pages of zeros.
     pub fn new(pages: usize) -> io::Result<Self> {
