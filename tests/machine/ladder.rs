@@ -10,6 +10,8 @@ use qemu::machine::{End, Gpu, Machine};
 use qemu::provision::KernelKind;
 
 const LIMIT: Duration = Duration::from_secs(120);
+const MACHINE: End = End::Verdict(0x15);
+const GUEST: End = End::Verdict(0x17);
 /// Bochs executes some 100 million instructions a second.
 const LINUX_LIMIT: Duration = Duration::from_secs(400);
 const SUCCESS: End = End::Verdict(0x10);
@@ -100,6 +102,61 @@ fn ladder_on_svm() {
 #[test]
 fn ladder_on_vmx() {
     climb(Machine::vmx_bochs("ladder-vmx", tests::image()));
+}
+
+fn preset(run: &str, model: &str) -> Machine {
+    Machine::vmx_bochs(run, tests::image()).emulator(&format!("cpu: model={model}"))
+}
+
+/// The oldest CPU with unrestricted guests: EPT without accessed bits, no INVPCID.
+#[test]
+fn ladder_on_the_least_vmx() {
+    climb(preset("ladder-arrandale", "corei5_arrandale_m520"));
+}
+
+/// Without APIC-register virtualization.
+#[test]
+fn ladder_on_vmx_without_apicv() {
+    climb(preset("ladder-cannonlake", "corei3_cnl"));
+}
+
+#[test]
+fn ladder_on_a_late_vmx() {
+    climb(preset("ladder-icelake", "corei7_icelake_u"));
+}
+
+/// What a CPU lacks is said in one line.
+#[test]
+fn cpus_that_cannot_are_told() {
+    let lacks = [
+        ("core2_penryn_t9600", "without EPT"),
+        ("corei5_lynnfield_750", "without unrestricted guests"),
+        ("athlon64_clawhammer", "neither VT-x nor AMD-V"),
+    ];
+    for (model, words) in lacks {
+        let bundle = Bundle::new(CONFIG).file("ladder", &assemble("ladder", "0")).finish();
+        let outcome = preset(&format!("lacks-{model}"), model).module(bundle).arguments("once").run(LIMIT).unwrap();
+        let told = Console::parse(&outcome.serial).prism.iter().any(|line| line.contains(words));
+        if outcome.end != MACHINE || !told {
+            tests::fail(&outcome, &format!("{model} should be refused: '{words}'"));
+        }
+    }
+}
+
+/// A triple fault stops one guest, with a report; the other climbs on.
+#[test]
+fn a_crash_stays_where_it_is_on_vmx() {
+    let nonce = tests::nonce();
+    let config = format!("{CONFIG}[[vm]]\nname = \"triple\"\nmemory_mib = 32\nkernel = \"triple\"\n");
+    let bundle =
+        Bundle::new(&config).file("ladder", &assemble("ladder", &nonce)).file("triple", &assemble("triple", "0"));
+    let machine = Machine::vmx_bochs("crash-vmx", tests::image()).module(bundle.finish());
+    let outcome = machine.arguments("once").run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let climbed = console.guest("ladder").iter().any(|line| line.contains(&format!("done {nonce}")));
+    if outcome.end != GUEST || !climbed || console.state("triple") != Some(("crashed", "triple-fault")) {
+        tests::fail(&outcome, "the triple fault should stop its guest only");
+    }
 }
 
 /// Debian's kernel comes to its script on VT-x, with a sound clock.
