@@ -1,3 +1,5 @@
+mod history;
+
 use hv_defs::paging::Npt;
 
 use super::*;

@@ -230,8 +230,7 @@ impl VirtualCpu for VmxVcpu {
     }
 
     fn set_efer(&mut self, value: u64) {
-        // No flush: a guest that turns NXE over flushes by itself, as WRMSR on a CPU of its own does not either
-        // (SDM 4.10.4.1 does not list it), but without a record of that the cautious way costs nothing.
+        // Entries cached while NXE was clear know nothing of the bit that it gives a meaning to.
         self.stale.linear |= (value ^ self.efer()) & Efer::NXE.bits() != 0;
         self.vmcs.write(field::GUEST_IA32_EFER, value);
         let controls = self.vmcs.read(field::ENTRY_CONTROLS) & !u64::from(entry_control::IA32E_GUEST);
@@ -334,7 +333,7 @@ impl VirtualCpu for VmxVcpu {
         if let Some(field) = self.vmcs.refused() {
             writeln!(out, "the CPU has no field {} ({:#x})", field.name(), field.0)?;
         }
-        for fields in REPORTED.chunks(4) {
+        for fields in REPORTED.chunks(3) {
             for field in fields {
                 write!(out, "{}={:#x} ", field.name(), self.vmcs.read(*field))?;
             }
