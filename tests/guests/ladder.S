@@ -7,6 +7,7 @@
 .set IOAPIC, 0xFEC00000
 .set AP_CODE, 0x50000
 .set AP_FLAG, AP_CODE + 0x800
+.set AP_POINTERS, AP_CODE + 0x900
 
 .macro rung name
     lea rsi, [rip + name_\name]
@@ -437,11 +438,37 @@ ap_32:
     mov ss, ax
     cpuid
     or dword ptr [AP_FLAG], 2
-    mov eax, [AP_FLAG + 8]
+    # PAE: the directories of the 64-bit tables, under pointers of this mode's kind.
+    mov esi, [AP_FLAG + 8]
+    mov esi, [esi]
+    and esi, ~0xFFF
+    mov edi, AP_POINTERS
+    mov ecx, 4
+1:  mov eax, [esi]
+    and eax, ~0xFFF
+    or eax, 1
+    mov [edi], eax
+    mov dword ptr [edi + 4], 0
+    add esi, 8
+    add edi, 8
+    dec ecx
+    jnz 1b
+    mov eax, AP_POINTERS
     mov cr3, eax
     mov eax, 0x20
     mov cr4, eax
+    mov eax, 0x80000011
+    mov cr0, eax
+    mov eax, [LAPIC + 0x20]            # its APIC id: 1
+    cmp eax, 1 << 24
+    jne 2f
+    mov eax, 0x40000000
+    cpuid
     or dword ptr [AP_FLAG], 4
+2:  mov eax, 0x11
+    mov cr0, eax
+    mov eax, [AP_FLAG + 8]
+    mov cr3, eax
     mov ecx, 0xC0000080
     rdmsr
     or eax, 0x100

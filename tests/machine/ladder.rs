@@ -72,7 +72,7 @@ fn assemble(name: &str, nonce: &str) -> Vec<u8> {
     };
     let nonce = format!("-DNONCE=\"{nonce}\"");
     run(Command::new("gcc").args(["-c", "-x", "assembler-with-cpp", &nonce]).arg(source).arg("-o").arg(&object));
-    run(Command::new("ld").args(["-N", "--no-warn-rwx-segments", "-Ttext=0x200000", "-o"]).arg(&program).arg(&object));
+    run(Command::new("ld").args(["-N", "-Ttext=0x200000", "-o"]).arg(&program).arg(&object));
     let image = std::fs::read(&program).unwrap();
     std::fs::remove_file(object).unwrap();
     std::fs::remove_file(program).unwrap();
