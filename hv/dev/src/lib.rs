@@ -17,7 +17,6 @@ pub mod acpi;
 pub mod apic;
 mod chipset;
 pub mod e820;
-pub mod fw_cfg;
 pub mod message;
 pub mod pci;
 mod wires;

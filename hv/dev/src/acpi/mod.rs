@@ -2,7 +2,6 @@
 
 mod aml;
 mod dsdt;
-pub mod loader;
 mod tables;
 
 use alloc::vec::Vec;
@@ -52,11 +51,6 @@ pub struct Tables {
     pub bytes: Vec<u8>,
     /// Address of the RSDP, for boot_params or the PVH start info.
     pub rsdp: Gpa,
-}
-
-/// Builds the files that firmware makes the tables from.
-pub fn firmware_files(config: &Config) -> loader::Files {
-    loader::files(config)
 }
 
 /// Builds the tables for a direct boot. With some thousand vCPUs they would outgrow the firmware area; a VM has fewer.

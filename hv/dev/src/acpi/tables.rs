@@ -18,8 +18,6 @@ pub(super) const CHECKSUM: usize = 9;
 pub(super) const RSDP_CHECKSUM: usize = 8;
 pub(super) const RSDP_EXTENDED_CHECKSUM: usize = 32;
 pub(super) const RSDP_OLD_LENGTH: usize = 20;
-/// Where in the FADT addresses of tables lie, and how many bytes each takes: FACS, DSDT, DSDT again.
-pub(super) const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
 
 /// The firmware control structure wants this alignment; the others do not mind.
 const ALIGN: usize = 64;
