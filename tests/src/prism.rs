@@ -154,24 +154,32 @@ impl Conversation {
     }
 
     /// Waits until these guests pause at this place, in whatever order.
-    pub fn paused(&mut self, guests: &[&str], at: &str) {
+    pub fn paused(&mut self, guests: &[&str], at: &str) -> String {
         let all: Vec<_> = guests.iter().map(|guest| (*guest, at)).collect();
-        self.all_paused(&all);
+        self.all_paused(&all)
     }
 
-    /// Waits until each of these guests pauses at its place, in whatever order.
-    pub fn all_paused(&mut self, guests: &[(&str, &str)]) {
+    /// Waits until each of these guests pauses at its place, in whatever order; gives all that was said meanwhile.
+    pub fn all_paused(&mut self, guests: &[(&str, &str)]) -> String {
+        let mut said = String::new();
         let mut waiting: Vec<String> = guests.iter().map(|(name, at)| format!("[{name}] PAUSE {at}")).collect();
         while !waiting.is_empty() {
             let text = self.expect("] PAUSE ") + &self.expect("\n");
             let line = text.lines().last().unwrap_or_default();
             waiting.retain(|awaited| awaited != line);
+            said.push_str(&text);
         }
+        said
     }
 
     /// Lets guest `number` (from 1) go on; all guests stay visible.
     pub fn go(&mut self, number: usize) {
-        self.running.send(format!("\x1d{number}\x1dago\r").as_bytes()).expect("the machine listens");
+        self.say(number, "go");
+    }
+
+    /// Lets guest `number` go on with a word of input.
+    pub fn say(&mut self, number: usize, word: &str) {
+        self.running.send(format!("\x1d{number}\x1da{word}\r").as_bytes()).expect("the machine listens");
     }
 
     /// Prism's counters as they are now.

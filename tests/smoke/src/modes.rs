@@ -38,7 +38,8 @@ fn mark(gpu: &Gpu, phase: u8) {
 pub enum Begin {
     /// At once.
     Now,
-    /// When a line comes on standard input: the length of the pieces has been found by then, undisturbed.
+    /// When a line comes on standard input: the length of the pieces has been found by then, undisturbed. A number in the
+    /// line takes its place, so that several guests have pieces of one length.
     OnLine,
 }
 
@@ -50,13 +51,16 @@ pub fn load(report: &mut Report, seconds: u32, name: &str, begin: Begin) -> Resu
         name => vec![named(&gpu, name)?],
     };
     // One by one, or they would disturb each other.
-    let pieces =
+    let mut pieces =
         engines.into_iter().map(|engine| Ok((engine, calibrate(&gpu, engine)?))).collect::<Result<Vec<_>, String>>()?;
     drop(gpu);
     if begin == Begin::OnLine {
         println!("PAUSE calibrated");
         let mut line = String::new();
         told(std::io::stdin().read_line(&mut line), "a line")?;
+        if let Ok(units) = line.trim().parse() {
+            pieces.iter_mut().for_each(|(_, own)| *own = units);
+        }
     }
     let begun = Instant::now();
     let end = begun + Duration::from_secs(seconds.into());
