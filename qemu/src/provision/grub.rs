@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Item, kernel, unpack};
 use crate::cpio::Archive;
@@ -42,7 +43,10 @@ impl Grub {
 
     /// The boot sector with GRUB's core right behind it, where its BIOS build expects it.
     fn boot_disk(&self, script: &str) -> Result<Vec<u8>> {
-        let scratch = std::env::temp_dir().join(format!("prism-grub-{}", std::process::id()));
+        // Several threads of several processes make disks at the same time.
+        static DISKS: AtomicU32 = AtomicU32::new(0);
+        let number = DISKS.fetch_add(1, Ordering::Relaxed);
+        let scratch = std::env::temp_dir().join(format!("prism-grub-{}-{number}", std::process::id()));
         let (config, core) = (scratch.with_extension("cfg"), scratch.with_extension("img"));
         write(&config, script)?;
         let out = unpack::command(&self.root, "usr/bin/grub-mkimage")?
