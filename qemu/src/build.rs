@@ -10,30 +10,15 @@ use crate::{paths, provision};
 const BARE: &str = "x86_64-unknown-none";
 const GUEST: &str = "x86_64-unknown-linux-gnu";
 
-/// A cargo feature of the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Feature {
-    /// Links the software GPU in, for emulators that cannot be given one.
-    SoftGpu,
-}
-
 /// Builds the hypervisor image; gives the path of the ELF file.
-pub fn image(features: &[Feature]) -> Result<PathBuf> {
-    let (mut command, target_dir, how) = if bare_target_installed() {
+pub fn image() -> Result<PathBuf> {
+    let (mut command, dir, how) = if bare_target_installed() {
         (cargo(), target_dir(), "installed target")
     } else {
         let (command, dir) = with_own_core()?;
         (command, dir, "core built from the distribution's rust-src")
     };
     command.args(["build", "--package", "boot", "--release", "--target", BARE]);
-    if features.contains(&Feature::SoftGpu) {
-        command.args(["--features", "soft-gpu"]);
-    }
-    // A feature set of its own in a folder of its own: switching must not rebuild everything.
-    let dir = match features {
-        [] => target_dir,
-        _ => target_dir.join("soft-gpu"),
-    };
     eprintln!("building the hypervisor image ({how}) ...");
     run(command.arg("--target-dir").arg(&dir), "the hypervisor image")?;
     Ok(dir.join(BARE).join("release/prism-hv"))

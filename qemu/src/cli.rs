@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::build::Feature;
 use crate::error::{Error, Result, read};
 use crate::machine::Kind;
 use crate::provision::{self, KernelKind, Qemu};
@@ -24,8 +23,8 @@ pub fn main() -> Result<bool> {
             print!("{HELP}");
             Ok(true)
         }
-        Command::Build { soft_gpu } => {
-            let image = build::image(soft_gpu)?;
+        Command::Build => {
+            let image = build::image()?;
             println!("{} ({} bytes)", image.display(), read(&image)?.len());
             Ok(true)
         }
@@ -63,7 +62,7 @@ pub enum Lifetime {
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Help,
-    Build { soft_gpu: &'static [Feature] },
+    Build,
     Provision { what: Vec<String> },
     Run(Options),
 }
@@ -75,7 +74,7 @@ Usage: cargo run [-- COMMAND OPTION...]
 
 Commands:
   (none)               boot the demo: two stock Debian guests share the software GPU
-  build [--soft-gpu]   build the hypervisor image and print its path
+  build                build the hypervisor image and print its path
   provision [WHAT...]  fetch what runs need: qemu, busybox, rust-src or a kernel (default: all of it)
 
 Options of a run:
@@ -112,12 +111,10 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
         limit: Duration::ZERO,
     };
     let mut words = Vec::new();
-    let mut soft_gpu: &[Feature] = &[];
     while let Some(argument) = parser.next().map_err(bad)? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help),
             Long("once") => options.lifetime = Lifetime::Once,
-            Long("soft-gpu") => soft_gpu = &[Feature::SoftGpu],
             Long("config") => options.config = parser.value().map_err(bad)?.into(),
             Long("cpus") => options.cpus = number(&mut parser, "--cpus", 1..=16)?,
             Long("memory") => options.memory_mib = Some(number(&mut parser, "--memory", 256..=1 << 20)?),
@@ -138,7 +135,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
     let mut words = words.into_iter();
     match words.next().as_deref() {
         None => Ok(Command::Run(options)),
-        Some("build") => Ok(Command::Build { soft_gpu }),
+        Some("build") => Ok(Command::Build),
         Some("provision") => Ok(Command::Provision { what: words.collect() }),
         Some(other) => Err(Error::new(format!("no command {other}: see `cargo run -- --help`"))),
     }

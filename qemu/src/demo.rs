@@ -34,7 +34,7 @@ pub fn run(options: &Options) -> Result<bool> {
 
 fn prism(options: &Options, nonce: &str) -> Result<Machine> {
     let bundle = Bundle::of(&options.config, |name| provided(name, options.lifetime, nonce))?;
-    let image = build::image(&[])?;
+    let image = build::image()?;
     let arguments = match options.lifetime {
         Lifetime::Once => "once stats",
         Lifetime::Interactive => "stats",

@@ -12,7 +12,7 @@ use qemu::machine::Outcome;
 /// The hypervisor image, built once a test process.
 pub fn image() -> &'static PathBuf {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| qemu::build::image(&[]).expect("the image builds"))
+    IMAGE.get_or_init(|| qemu::build::image().expect("the image builds"))
 }
 
 /// The guest program that exercises a GPU, built once a test process.
