@@ -260,6 +260,4 @@ pub(crate) enum Followed {
 }
 
 #[cfg(test)]
-pub(crate) mod fake;
-#[cfg(test)]
 mod tests;

@@ -55,8 +55,18 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Lines that are code; a test module at the end of a file is not counted.
+/// Lines that are code; what is compiled for tests only is not counted.
 fn code_lines(text: &str) -> usize {
-    let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    product.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+    let mut lines = text.lines();
+    let mut count = 0;
+    while let Some(line) = lines.next() {
+        if let Some(indent) = line.strip_suffix("#[cfg(test)]") {
+            // The item that it belongs to: the code is formatted, so its last line is the first as far to the left.
+            let ends = |line: &str| line.strip_prefix(indent).is_some_and(|rest| !rest.starts_with([' ', '/', '#']));
+            let _last = lines.find(|line| ends(line) && line.ends_with(['}', ';', ',']));
+        } else if !line.trim().is_empty() && !line.trim().starts_with("//") {
+            count += 1;
+        }
+    }
+    count
 }

@@ -1,7 +1,9 @@
+mod fake;
+
 use hv_defs::{Gpa, Nanos, Width, msr};
 use hv_dev::Message;
 
-use super::fake::{CODE, FakeCpu, started};
+use self::fake::{CODE, FakeCpu, started};
 use super::*;
 use crate::exits::handle;
 use crate::stats::Reason;

@@ -6,7 +6,7 @@ use hv_defs::paging::{Level, Npt};
 use hv_defs::{Gpa, Nanos};
 use hv_emu::{Bitness, Registers, Segment};
 
-use super::Vcpu;
+use super::super::Vcpu;
 use crate::frame::Placement;
 use crate::load::linux::Entry;
 use crate::load::{LoadError, OnCrash};
