@@ -9,7 +9,7 @@ use core::fmt;
 
 use hv_defs::regs::Xcr0;
 use hv_defs::{Gpa, Gva, Nanos, Width};
-use hv_emu::{Access, Decoded, Exception, Kind, Outcome};
+use hv_emu::{Access, Decoded, Exception, Outcome};
 
 use self::bus::GuestBus;
 use crate::fpu;
@@ -233,17 +233,17 @@ fn msr_access<V: VirtualCpu>(vcpu: &mut Vcpu<V>, direction: Direction, now: Nano
 }
 
 fn move_to_cr8<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Reason {
-    match fetch(vcpu, now) {
-        Ok(Decoded { kind: Kind::MovToCr { cr: 8, gpr }, len, .. }) => {
+    match fetch(vcpu, now).map(|decoded| (decoded.moved_to_cr8(), decoded.len)) {
+        Ok((Some(gpr), length)) => {
             let value = vcpu.hw.gpr(gpr);
             if value > 15 {
                 raise(vcpu, Exception::GP);
             } else {
                 vcpu.lapic.set_cr8(value as u8);
-                vcpu.hw.skip(len);
+                vcpu.hw.skip(length);
             }
         }
-        Ok(_) => {}
+        Ok((None, _)) => {}
         Err(Outcome::Exception(what)) => raise(vcpu, what),
         Err(_) => raise(vcpu, Exception::UD),
     }
@@ -283,7 +283,7 @@ fn skip<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos, reason: Reason) -> Reason
 fn usual_length<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Option<u8> {
     let registers = vcpu.hw.registers();
     let long = registers.bitness == hv_emu::Bitness::Bits64;
-    let linear = if long { registers.rip } else { registers.cs.base.wrapping_add(registers.rip) & 0xFFFF_FFFF };
+    let linear = if long { registers.rip } else { registers.wrap(registers.cs.base.wrapping_add(registers.rip)).0 };
     if linear & 0xFFF == 0xFFF {
         return None;
     }

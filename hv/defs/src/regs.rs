@@ -66,6 +66,7 @@ bitflags! {
         const DF = 1 << 10;
         const RF = 1 << 16;
         const VM = 1 << 17;
+        const AC = 1 << 18;
     }
 
     /// Extended control register 0: state components that XSAVE manages.

@@ -78,9 +78,3 @@ pub fn result_flags(width: Width, result: u64) -> u64 {
     }
     flags
 }
-
-/// Puts new status flags into RFLAGS, but keeps those in `keep`.
-pub fn merge(rflags: u64, status: u64, keep: u64) -> u64 {
-    let change = STATUS & !keep;
-    (rflags & !change) | (status & change)
-}

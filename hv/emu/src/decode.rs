@@ -2,7 +2,7 @@
 
 use crate::{Access, Bitness, Bus, Exception, Outcome, Registers, translate};
 use hv_defs::Gva;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Register};
 
 /// Longest instruction, in bytes.
 pub const MAX_LENGTH: usize = 15;
@@ -14,70 +14,25 @@ pub struct Decoded {
     pub bytes: [u8; MAX_LENGTH],
     /// Length in bytes.
     pub len: u8,
-    /// What it is, for exits that come without a decode assist.
-    pub kind: Kind,
     pub(crate) instruction: Instruction,
 }
 
-/// Instructions that a hypervisor intercepts; `gpr` indexes `Registers::gpr`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "each is the instruction of that name")]
-pub enum Kind {
-    MovToCr {
-        cr: u8,
-        gpr: u8,
-    },
-    MovFromCr {
-        cr: u8,
-        gpr: u8,
-    },
-    MovToDr {
-        dr: u8,
-        gpr: u8,
-    },
-    MovFromDr {
-        dr: u8,
-        gpr: u8,
-    },
-    Clts,
-    Lmsw,
-    Smsw,
-    Cpuid,
-    Hlt,
-    Rdmsr,
-    Wrmsr,
-    Rdtsc,
-    Rdtscp,
-    Rdpmc,
-    In,
-    Out,
-    Ins,
-    Outs,
-    Invlpg,
-    Invd,
-    Wbinvd,
-    Xsetbv,
-    Monitor,
-    Mwait,
-    Pause,
-    Vmcall,
-    Vmmcall,
-    /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, INVLPGA.
-    Svm,
-    Iret,
-    Other,
+impl Decoded {
+    /// Number of the general register that a move to CR8 takes its value from.
+    pub fn moved_to_cr8(&self) -> Option<u8> {
+        let base = match self.instruction.code() {
+            Code::Mov_cr_r32 => Register::EAX,
+            Code::Mov_cr_r64 => Register::RAX,
+            _ => return None,
+        };
+        let number = (self.instruction.op1_register() as u32).checked_sub(base as u32)?;
+        (self.instruction.op0_register() == Register::CR8).then_some(number as u8)
+    }
 }
 
 /// Builds the decoder's tables (on the heap), so that no exit path has to.
 pub fn warm_up() {
-    let _ = instruction_length(&[0x90], Bitness::Bits64);
-}
-
-/// Length of the instruction that `bytes` begin with, in bytes; `None` if it is invalid or incomplete.
-pub fn instruction_length(bytes: &[u8], bitness: Bitness) -> Option<u8> {
-    let mut decoder = Decoder::new(bits(bitness), bytes, DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    (!instruction.is_invalid()).then_some(instruction.len() as u8)
+    let _ = Decoder::new(64, &[0x90], DecoderOptions::NONE).decode();
 }
 
 /// Fetches and decodes the instruction at CS:RIP.
@@ -116,14 +71,14 @@ pub fn fetch<B: Bus + ?Sized>(regs: &Registers, bus: &mut B) -> Result<Decoded, 
 fn code_address(regs: &Registers, offset: u64) -> Gva {
     match regs.bitness {
         Bitness::Bits64 => Gva(regs.rip.wrapping_add(offset)),
-        _ => Gva(regs.cs.base.wrapping_add(regs.rip.wrapping_add(offset) & 0xFFFF_FFFF) & 0xFFFF_FFFF),
+        _ => regs.wrap(regs.cs.base.wrapping_add(regs.rip.wrapping_add(offset) & 0xFFFF_FFFF)),
     }
 }
 
 /// `Err(Again)` says that more bytes are needed.
 fn decode(regs: &Registers, bytes: [u8; MAX_LENGTH], have: usize) -> Result<Decoded, Outcome> {
     let code = bytes.get(..have).ok_or(Outcome::Unsupported)?;
-    let mut decoder = Decoder::with_ip(bits(regs.bitness), code, regs.rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(8 * regs.bitness.width().bytes() as u32, code, regs.rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         return Err(match decoder.last_error() {
@@ -131,81 +86,5 @@ fn decode(regs: &Registers, bytes: [u8; MAX_LENGTH], have: usize) -> Result<Deco
             _ => Outcome::Exception(Exception::UD),
         });
     }
-    Ok(Decoded { bytes, len: instruction.len() as u8, kind: kind(&instruction), instruction })
-}
-
-fn bits(bitness: Bitness) -> u32 {
-    match bitness {
-        Bitness::Bits16 => 16,
-        Bitness::Bits32 => 32,
-        Bitness::Bits64 => 64,
-    }
-}
-
-fn kind(instruction: &Instruction) -> Kind {
-    match instruction.mnemonic() {
-        Mnemonic::Mov => control_move(instruction),
-        Mnemonic::Clts => Kind::Clts,
-        Mnemonic::Lmsw => Kind::Lmsw,
-        Mnemonic::Smsw => Kind::Smsw,
-        Mnemonic::Cpuid => Kind::Cpuid,
-        Mnemonic::Hlt => Kind::Hlt,
-        Mnemonic::Rdmsr => Kind::Rdmsr,
-        Mnemonic::Wrmsr => Kind::Wrmsr,
-        Mnemonic::Rdtsc => Kind::Rdtsc,
-        Mnemonic::Rdtscp => Kind::Rdtscp,
-        Mnemonic::Rdpmc => Kind::Rdpmc,
-        Mnemonic::In => Kind::In,
-        Mnemonic::Out => Kind::Out,
-        Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => Kind::Ins,
-        Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => Kind::Outs,
-        Mnemonic::Invlpg => Kind::Invlpg,
-        Mnemonic::Invd => Kind::Invd,
-        Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => Kind::Wbinvd,
-        Mnemonic::Xsetbv => Kind::Xsetbv,
-        Mnemonic::Monitor => Kind::Monitor,
-        Mnemonic::Mwait => Kind::Mwait,
-        Mnemonic::Pause => Kind::Pause,
-        Mnemonic::Vmcall => Kind::Vmcall,
-        Mnemonic::Vmmcall => Kind::Vmmcall,
-        Mnemonic::Vmrun
-        | Mnemonic::Vmload
-        | Mnemonic::Vmsave
-        | Mnemonic::Stgi
-        | Mnemonic::Clgi
-        | Mnemonic::Skinit
-        | Mnemonic::Invlpga => Kind::Svm,
-        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => Kind::Iret,
-        _ => Kind::Other,
-    }
-}
-
-fn control_move(instruction: &Instruction) -> Kind {
-    let index = |operand: u32, base: Register| {
-        (instruction.op_kind(operand) == OpKind::Register)
-            .then(|| (instruction.op_register(operand) as u32).wrapping_sub(base as u32) as u8)
-    };
-    let gpr = |operand: u32| {
-        let base = match instruction.code() {
-            Code::Mov_r64_cr | Code::Mov_cr_r64 | Code::Mov_r64_dr | Code::Mov_dr_r64 => Register::RAX,
-            _ => Register::EAX,
-        };
-        index(operand, base)
-    };
-    let found = match instruction.code() {
-        Code::Mov_cr_r32 | Code::Mov_cr_r64 => {
-            index(0, Register::CR0).zip(gpr(1)).map(|(cr, gpr)| Kind::MovToCr { cr, gpr })
-        }
-        Code::Mov_r32_cr | Code::Mov_r64_cr => {
-            index(1, Register::CR0).zip(gpr(0)).map(|(cr, gpr)| Kind::MovFromCr { cr, gpr })
-        }
-        Code::Mov_dr_r32 | Code::Mov_dr_r64 => {
-            index(0, Register::DR0).zip(gpr(1)).map(|(dr, gpr)| Kind::MovToDr { dr, gpr })
-        }
-        Code::Mov_r32_dr | Code::Mov_r64_dr => {
-            index(1, Register::DR0).zip(gpr(0)).map(|(dr, gpr)| Kind::MovFromDr { dr, gpr })
-        }
-        _ => None,
-    };
-    found.unwrap_or(Kind::Other)
+    Ok(Decoded { bytes, len: instruction.len() as u8, instruction })
 }

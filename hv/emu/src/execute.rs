@@ -1,42 +1,28 @@
 //! Execution of memory and port instructions.
 
 use crate::alu::{self, CF, Op, ZF};
-use crate::operand::{Location, MAX_OPERAND, Operand, effective, general, get, linear, set, xmm};
-use crate::{Access, Bitness, Bus, Decoded, Exception, Outcome, Registers, string};
+use crate::operand::{Cpu, Gpr, MAX_OPERAND, Operand, effective, general, get, linear, memory_width, set, xmm};
+use crate::{Access, Bus, Decoded, Exception, Outcome, Registers, string};
 use hv_defs::Width;
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind, Register};
 
 /// Executes one instruction. On `Done`, registers, flags and RIP are what the CPU would leave.
 pub fn emulate<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, decoded: &Decoded) -> Outcome {
     let mut next = *regs;
-    match execute(&mut next, bus, &decoded.instruction) {
+    let mut cpu = Cpu { regs: &mut next, bus, i: &decoded.instruction };
+    let outcome = match cpu.execute() {
         Ok(Step::Done) => {
-            *regs = next;
-            advance(regs, decoded.len);
+            next.rip = next.rip.wrapping_add(u64::from(decoded.len)) & next.bitness.width().mask();
             Outcome::Done
         }
-        Ok(Step::Again) => {
-            *regs = next;
-            Outcome::Again
-        }
-        Ok(Step::Unsupported) => Outcome::Unsupported,
-        Err(Stop::Fault(exception)) => Outcome::Exception(exception),
-        Err(Stop::FaultAfter(exception)) => {
-            // A string instruction faulted: its finished iterations count.
-            *regs = next;
-            Outcome::Exception(exception)
-        }
-    }
-}
-
-/// Moves RIP past an instruction of `len` bytes.
-fn advance(regs: &mut Registers, len: u8) {
-    let rip = regs.rip.wrapping_add(u64::from(len));
-    regs.rip = match regs.bitness {
-        Bitness::Bits64 => rip,
-        Bitness::Bits32 => rip & 0xFFFF_FFFF,
-        Bitness::Bits16 => rip & 0xFFFF,
+        Ok(Step::Again) => Outcome::Again,
+        // A string instruction faulted: its finished iterations count.
+        Err(Stop::FaultAfter(exception)) => Outcome::Exception(exception),
+        Err(Stop::Fault(exception)) => return Outcome::Exception(exception),
+        Err(Stop::Unsupported) => return Outcome::Unsupported,
     };
+    *regs = next;
+    outcome
 }
 
 /// How far an instruction got.
@@ -44,7 +30,6 @@ fn advance(regs: &mut Registers, len: u8) {
 pub enum Step {
     Done,
     Again,
-    Unsupported,
 }
 
 /// Why an instruction stopped.
@@ -52,6 +37,7 @@ pub enum Step {
 pub enum Stop {
     Fault(Exception),
     FaultAfter(Exception),
+    Unsupported,
 }
 
 impl From<Exception> for Stop {
@@ -62,67 +48,253 @@ impl From<Exception> for Stop {
 
 type Result<T> = core::result::Result<T, Stop>;
 
-fn execute<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    use Mnemonic as M;
-    match i.mnemonic() {
-        M::Mov | M::Movnti => copy(regs, bus, i, |value, _| value),
-        M::Movbe => copy(regs, bus, i, swap_bytes),
-        M::Movzx => extend(regs, bus, i, |value, _| value),
-        M::Movsx | M::Movsxd => extend(regs, bus, i, sign_extend),
-        M::Add => binary(regs, bus, i, Op::Add, Keep::Result),
-        M::Adc => binary(regs, bus, i, Op::Adc, Keep::Result),
-        M::Sub => binary(regs, bus, i, Op::Sub, Keep::Result),
-        M::Sbb => binary(regs, bus, i, Op::Sbb, Keep::Result),
-        M::And => binary(regs, bus, i, Op::And, Keep::Result),
-        M::Or => binary(regs, bus, i, Op::Or, Keep::Result),
-        M::Xor => binary(regs, bus, i, Op::Xor, Keep::Result),
-        M::Cmp => binary(regs, bus, i, Op::Sub, Keep::FlagsOnly),
-        M::Test => binary(regs, bus, i, Op::And, Keep::FlagsOnly),
-        M::Inc | M::Dec | M::Neg | M::Not => unary(regs, bus, i),
-        M::Xchg | M::Xadd => exchange(regs, bus, i),
-        M::Cmpxchg => compare_exchange(regs, bus, i),
-        M::Cmpxchg8b => compare_exchange_pair(regs, bus, i, Width::B4),
-        M::Cmpxchg16b => compare_exchange_pair(regs, bus, i, Width::B8),
-        M::Bt | M::Bts | M::Btr | M::Btc => bit_test(regs, bus, i),
-        M::Push => push(regs, bus, i),
-        M::Pop => pop(regs, bus, i),
-        M::Movups
-        | M::Movaps
-        | M::Movupd
-        | M::Movapd
-        | M::Movdqu
-        | M::Movdqa
-        | M::Movntdq
-        | M::Movntps
-        | M::Movntpd
-        | M::Movntdqa
-        | M::Lddqu => vector_move(regs, bus, i, MAX_OPERAND),
-        M::Movq => vector_move(regs, bus, i, 8),
-        M::Movd => vector_move(regs, bus, i, 4),
-        M::In => port_in(regs, bus, i),
-        M::Out => port_out(regs, bus, i),
-        _ => string::execute(regs, bus, i),
-    }
+/// Whether an operation stores its result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Result,
+    FlagsOnly,
 }
 
-fn copy<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-    change: fn(u64, Width) -> u64,
-) -> Result<Step> {
-    let Some(source) = Operand::resolve(regs, bus, i, 1, Access::Read)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(target) = Operand::resolve(regs, bus, i, 0, Access::Write)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(width) = target.width() else {
-        return Ok(Step::Unsupported);
-    };
-    let value = change(source.load(regs, bus), width);
-    target.store(regs, bus, value);
-    Ok(Step::Done)
+impl<B: Bus + ?Sized> Cpu<'_, B> {
+    fn execute(&mut self) -> Result<Step> {
+        use Mnemonic as M;
+        match self.i.mnemonic() {
+            M::Mov | M::Movnti => self.copy(|value, _| value)?,
+            M::Movbe => self.copy(swap_bytes)?,
+            M::Movzx => self.extend(|value, _| value)?,
+            M::Movsx | M::Movsxd => self.extend(sign_extend)?,
+            M::Add => self.binary(Op::Add, Keep::Result)?,
+            M::Adc => self.binary(Op::Adc, Keep::Result)?,
+            M::Sub => self.binary(Op::Sub, Keep::Result)?,
+            M::Sbb => self.binary(Op::Sbb, Keep::Result)?,
+            M::And => self.binary(Op::And, Keep::Result)?,
+            M::Or => self.binary(Op::Or, Keep::Result)?,
+            M::Xor => self.binary(Op::Xor, Keep::Result)?,
+            M::Cmp => self.binary(Op::Sub, Keep::FlagsOnly)?,
+            M::Test => self.binary(Op::And, Keep::FlagsOnly)?,
+            M::Inc | M::Dec | M::Neg | M::Not => self.unary()?,
+            M::Xchg | M::Xadd => self.exchange()?,
+            M::Cmpxchg => self.compare_exchange()?,
+            M::Cmpxchg8b => self.compare_exchange_pair(Width::B4)?,
+            M::Cmpxchg16b => self.compare_exchange_pair(Width::B8)?,
+            M::Bt | M::Bts | M::Btr | M::Btc => self.bit_test()?,
+            M::Push => self.push()?,
+            M::Pop => self.pop()?,
+            M::Movups | M::Movaps | M::Movupd | M::Movapd | M::Movdqu | M::Movdqa => self.vector_move(MAX_OPERAND)?,
+            M::Movntdq | M::Movntps | M::Movntpd | M::Movntdqa | M::Lddqu => self.vector_move(MAX_OPERAND)?,
+            M::Movq => self.vector_move(8)?,
+            M::Movd => self.vector_move(4)?,
+            M::In => self.port_in()?,
+            M::Out => self.port_out()?,
+            _ => return string::execute(self),
+        }
+        Ok(Step::Done)
+    }
+
+    fn copy(&mut self, change: fn(u64, Width) -> u64) -> Result<()> {
+        let source = self.operand(1, Access::Read)?;
+        let (target, width) = self.sized(0, Access::Write)?;
+        let value = change(self.load(source), width);
+        self.store(target, value);
+        Ok(())
+    }
+
+    fn extend(&mut self, change: fn(u64, Width) -> u64) -> Result<()> {
+        let (source, width) = self.sized(1, Access::Read)?;
+        let target = self.register(0)?;
+        let value = change(self.load(source), width);
+        set(self.regs, target, value);
+        Ok(())
+    }
+
+    fn binary(&mut self, op: Op, keep: Keep) -> Result<()> {
+        let access = if keep == Keep::Result { Access::Write } else { Access::Read };
+        let (target, width) = self.sized(0, access)?;
+        let source = self.operand(1, Access::Read)?;
+        let (a, b) = (self.load(target), self.load(source));
+        let (result, flags) = alu::binary(op, width, a, b, self.regs.rflags);
+        if keep == Keep::Result {
+            self.store(target, result);
+        }
+        self.set_flags(flags, 0);
+        Ok(())
+    }
+
+    fn unary(&mut self) -> Result<()> {
+        let (target, width) = self.sized(0, Access::Write)?;
+        let value = self.load(target);
+        let ((result, flags), kept) = match self.i.mnemonic() {
+            Mnemonic::Inc => (alu::binary(Op::Add, width, value, 1, 0), CF),
+            Mnemonic::Dec => (alu::binary(Op::Sub, width, value, 1, 0), CF),
+            Mnemonic::Neg => (alu::binary(Op::Sub, width, 0, value, 0), 0),
+            _ => ((!value & width.mask(), 0), alu::STATUS),
+        };
+        self.store(target, result);
+        self.set_flags(flags, kept);
+        Ok(())
+    }
+
+    /// XCHG and XADD.
+    fn exchange(&mut self) -> Result<()> {
+        let (first, width) = self.sized(0, Access::Write)?;
+        let second = self.operand(1, Access::Write)?;
+        let (a, b) = (self.load(first), self.load(second));
+        self.store(second, a);
+        if self.i.mnemonic() == Mnemonic::Xadd {
+            let (sum, flags) = alu::binary(Op::Add, width, a, b, 0);
+            self.store(first, sum);
+            self.set_flags(flags, 0);
+        } else {
+            self.store(first, b);
+        }
+        Ok(())
+    }
+
+    fn compare_exchange(&mut self) -> Result<()> {
+        let (target, width) = self.sized(0, Access::Write)?;
+        let source = self.operand(1, Access::Read)?;
+        let accumulator = Gpr::new(0, width);
+        let old = self.load(target);
+        let (_, flags) = alu::binary(Op::Sub, width, get(self.regs, accumulator), old, 0);
+        if flags & ZF != 0 {
+            let new = self.load(source);
+            self.store(target, new);
+        } else {
+            // The destination is written either way, as the locked CPU cycle does.
+            self.store(target, old);
+            set(self.regs, accumulator, old);
+        }
+        self.set_flags(flags, 0);
+        Ok(())
+    }
+
+    /// CMPXCHG8B and CMPXCHG16B: `half` is the width of each register of the pairs.
+    fn compare_exchange_pair(&mut self, half: Width) -> Result<()> {
+        let bits = 8 * half.bytes() as u32;
+        if half == Width::B8 && effective(self.regs, self.i).0 & 0xF != 0 {
+            return Err(Exception::GP.into());
+        }
+        let location = self.memory(2 * half.bytes(), Access::Write)?;
+        let old = location.load(self.bus);
+        let pair = |low: u64, high: u64| u128::from(low & half.mask()) | (u128::from(high & half.mask()) << bits);
+        let [rax, rcx, rdx, rbx, ..] = self.regs.gpr;
+        if old == pair(rax, rdx) {
+            location.store(self.bus, pair(rbx, rcx));
+            self.regs.rflags |= ZF;
+        } else {
+            location.store(self.bus, old);
+            set(self.regs, Gpr::new(0, half), old as u64);
+            set(self.regs, Gpr::new(2, half), (old >> bits) as u64);
+            self.regs.rflags &= !ZF;
+        }
+        Ok(())
+    }
+
+    /// BT, BTS, BTR, BTC: with a register index the bit string reaches beyond the operand (SDM 2A "BT").
+    fn bit_test(&mut self) -> Result<()> {
+        let index = self.operand(1, Access::Read)?;
+        let access = if self.i.mnemonic() == Mnemonic::Bt { Access::Read } else { Access::Write };
+        let bit = self.load(index);
+        let (target, width) = match (self.i.op0_kind(), index) {
+            (OpKind::Memory, Operand::Register(Gpr { width, .. })) => {
+                let bytes = width.bytes() as i64;
+                let unit = (sign_extend(bit, width) as i64).div_euclid(8 * bytes).wrapping_mul(bytes);
+                let address = self.regs.wrap(effective(self.regs, self.i).0.wrapping_add(unit as u64));
+                (Operand::Memory(self.locate(address, width.bytes(), access)?, width), width)
+            }
+            _ => self.sized(0, access)?,
+        };
+        let mask = 1u64 << (bit & (8 * width.bytes() as u64 - 1));
+        let value = self.load(target);
+        match self.i.mnemonic() {
+            Mnemonic::Bts => self.store(target, value | mask),
+            Mnemonic::Btr => self.store(target, value & !mask),
+            Mnemonic::Btc => self.store(target, value ^ mask),
+            _ => {}
+        }
+        self.set_flags(if value & mask != 0 { CF } else { 0 }, alu::STATUS & !CF);
+        Ok(())
+    }
+
+    /// PUSH of a memory operand.
+    fn push(&mut self) -> Result<()> {
+        let (source, width) = self.sized(0, Access::Read)?;
+        if width == Width::B1 {
+            return Err(Stop::Unsupported);
+        }
+        let pointer = self.stack_pointer();
+        let value = self.load(source);
+        let top = get(self.regs, pointer).wrapping_sub(width.bytes() as u64) & pointer.width.mask();
+        let location = self.locate(linear(self.regs, Register::SS, top), width.bytes(), Access::Write)?;
+        location.store(self.bus, u128::from(value));
+        set(self.regs, pointer, top);
+        Ok(())
+    }
+
+    /// POP into a memory operand; the address uses the incremented RSP (SDM 2B "POP").
+    fn pop(&mut self) -> Result<()> {
+        let width = memory_width(self.i).filter(|_| self.i.op0_kind() == OpKind::Memory).ok_or(Stop::Unsupported)?;
+        let pointer = self.stack_pointer();
+        let top = get(self.regs, pointer);
+        let source = self.locate(linear(self.regs, Register::SS, top), width.bytes(), Access::Read)?;
+        let value = source.load(self.bus);
+        // A fault of the store takes this back: `emulate` then drops the registers.
+        set(self.regs, pointer, top.wrapping_add(width.bytes() as u64) & pointer.width.mask());
+        self.memory(width.bytes(), Access::Write)?.store(self.bus, value);
+        Ok(())
+    }
+
+    // Stack width follows SS.B; outside 64-bit code that is the code size in every system we run.
+    fn stack_pointer(&self) -> Gpr {
+        Gpr::new(4, self.regs.bitness.width())
+    }
+
+    /// SSE moves of `len` bytes between an XMM register and memory.
+    fn vector_move(&mut self, len: usize) -> Result<()> {
+        if self.i.op1_kind() == OpKind::Memory {
+            let target = xmm(self.i.op0_register()).ok_or(Stop::Unsupported)?;
+            let location = self.memory(len, Access::Read)?;
+            self.bus.xmm(target).ok_or(Stop::Unsupported)?;
+            let value = location.load(self.bus);
+            return self.bus.set_xmm(target, value).ok_or(Stop::Unsupported);
+        }
+        if self.i.op0_kind() != OpKind::Memory {
+            return Err(Stop::Unsupported);
+        }
+        let value = xmm(self.i.op1_register()).and_then(|index| self.bus.xmm(index)).ok_or(Stop::Unsupported)?;
+        self.memory(len, Access::Write)?.store(self.bus, value);
+        Ok(())
+    }
+
+    fn port_in(&mut self) -> Result<()> {
+        let (target, port) = (self.register(0)?, self.port_number(1)?);
+        let value = self.bus.port_read(port, target.width);
+        set(self.regs, target, u64::from(value));
+        Ok(())
+    }
+
+    fn port_out(&mut self) -> Result<()> {
+        let (source, port) = (self.register(1)?, self.port_number(0)?);
+        self.bus.port_write(port, source.width, get(self.regs, source) as u32);
+        Ok(())
+    }
+
+    fn port_number(&self, operand: u32) -> Result<u16> {
+        match self.i.op_kind(operand) {
+            OpKind::Register => Ok(get(self.regs, self.register(operand)?) as u16),
+            _ => self.i.try_immediate(operand).map(|value| value as u16 & 0xFF).map_err(|_| Stop::Unsupported),
+        }
+    }
+
+    fn register(&self, operand: u32) -> Result<Gpr> {
+        general(self.i.op_register(operand)).ok_or(Stop::Unsupported)
+    }
+
+    /// Puts new status flags into RFLAGS, but keeps those in `keep`.
+    pub fn set_flags(&mut self, status: u64, keep: u64) {
+        let change = alu::STATUS & !keep;
+        self.regs.rflags = self.regs.rflags & !change | status & change;
+    }
 }
 
 fn swap_bytes(value: u64, width: Width) -> u64 {
@@ -132,300 +304,4 @@ fn swap_bytes(value: u64, width: Width) -> u64 {
 fn sign_extend(value: u64, width: Width) -> u64 {
     let spare = 64 - 8 * width.bytes();
     ((value << spare) as i64 >> spare) as u64
-}
-
-fn extend<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-    change: fn(u64, Width) -> u64,
-) -> Result<Step> {
-    let Some(source) = Operand::resolve(regs, bus, i, 1, Access::Read)? else {
-        return Ok(Step::Unsupported);
-    };
-    let (Some(width), Some(target)) = (source.width(), general(i.op0_register())) else {
-        return Ok(Step::Unsupported);
-    };
-    let value = change(source.load(regs, bus), width);
-    set(regs, target, value);
-    Ok(Step::Done)
-}
-
-/// Whether an operation stores its result.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    Result,
-    FlagsOnly,
-}
-
-fn binary<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction, op: Op, keep: Keep) -> Result<Step> {
-    let access = if keep == Keep::Result { Access::Write } else { Access::Read };
-    let Some(target) = Operand::resolve(regs, bus, i, 0, access)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(source) = Operand::resolve(regs, bus, i, 1, Access::Read)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(width) = target.width() else {
-        return Ok(Step::Unsupported);
-    };
-    let (a, b) = (target.load(regs, bus), source.load(regs, bus));
-    let (result, flags) = alu::binary(op, width, a, b, regs.rflags);
-    if keep == Keep::Result {
-        target.store(regs, bus, result);
-    }
-    regs.rflags = alu::merge(regs.rflags, flags, 0);
-    Ok(Step::Done)
-}
-
-fn unary<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(target) = Operand::resolve(regs, bus, i, 0, Access::Write)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(width) = target.width() else {
-        return Ok(Step::Unsupported);
-    };
-    let value = target.load(regs, bus);
-    let (result, flags, kept) = match i.mnemonic() {
-        Mnemonic::Inc => {
-            let (result, flags) = alu::binary(Op::Add, width, value, 1, 0);
-            (result, flags, CF)
-        }
-        Mnemonic::Dec => {
-            let (result, flags) = alu::binary(Op::Sub, width, value, 1, 0);
-            (result, flags, CF)
-        }
-        Mnemonic::Neg => {
-            let (result, flags) = alu::binary(Op::Sub, width, 0, value, 0);
-            (result, flags, 0)
-        }
-        _ => (!value & width.mask(), 0, alu::STATUS),
-    };
-    target.store(regs, bus, result);
-    regs.rflags = alu::merge(regs.rflags, flags, kept);
-    Ok(Step::Done)
-}
-
-/// XCHG and XADD.
-fn exchange<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(first) = Operand::resolve(regs, bus, i, 0, Access::Write)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(second) = Operand::resolve(regs, bus, i, 1, Access::Write)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(width) = first.width() else {
-        return Ok(Step::Unsupported);
-    };
-    let (a, b) = (first.load(regs, bus), second.load(regs, bus));
-    if i.mnemonic() == Mnemonic::Xadd {
-        let (sum, flags) = alu::binary(Op::Add, width, a, b, 0);
-        second.store(regs, bus, a);
-        first.store(regs, bus, sum);
-        regs.rflags = alu::merge(regs.rflags, flags, 0);
-    } else {
-        second.store(regs, bus, a);
-        first.store(regs, bus, b);
-    }
-    Ok(Step::Done)
-}
-
-fn compare_exchange<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(target) = Operand::resolve(regs, bus, i, 0, Access::Write)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(source) = Operand::resolve(regs, bus, i, 1, Access::Read)? else {
-        return Ok(Step::Unsupported);
-    };
-    let accumulator = match target.width() {
-        Some(Width::B1) => Register::AL,
-        Some(Width::B2) => Register::AX,
-        Some(Width::B4) => Register::EAX,
-        Some(Width::B8) => Register::RAX,
-        None => return Ok(Step::Unsupported),
-    };
-    let Some(accumulator) = general(accumulator) else {
-        return Ok(Step::Unsupported);
-    };
-    let old = target.load(regs, bus);
-    let (_, flags) = alu::binary(Op::Sub, accumulator.width, get(regs, accumulator), old, 0);
-    if flags & ZF != 0 {
-        let new = source.load(regs, bus);
-        target.store(regs, bus, new);
-    } else {
-        // The destination is written either way, as the locked CPU cycle does.
-        target.store(regs, bus, old);
-        set(regs, accumulator, old);
-    }
-    regs.rflags = alu::merge(regs.rflags, flags, 0);
-    Ok(Step::Done)
-}
-
-/// CMPXCHG8B and CMPXCHG16B: `half` is the width of each register of the pairs.
-fn compare_exchange_pair<B: Bus + ?Sized>(
-    regs: &mut Registers,
-    bus: &mut B,
-    i: &Instruction,
-    half: Width,
-) -> Result<Step> {
-    let bits = 8 * half.bytes() as u32;
-    let address = effective(regs, i);
-    if half == Width::B8 && address.0 & 0xF != 0 {
-        return Err(Exception::GP.into());
-    }
-    let location = Location::new(regs, bus, address, 2 * half.bytes(), Access::Write)?;
-    let old = location.load(bus);
-    let pair = |low: u64, high: u64| u128::from(low & half.mask()) | (u128::from(high & half.mask()) << bits);
-    let [rax, rcx, rdx, rbx, ..] = regs.gpr;
-    if old == pair(rax, rdx) {
-        location.store(bus, pair(rbx, rcx));
-        regs.rflags |= ZF;
-    } else {
-        location.store(bus, old);
-        let registers = if half == Width::B8 { [Register::RAX, Register::RDX] } else { [Register::EAX, Register::EDX] };
-        for (register, value) in registers.into_iter().zip([old as u64, (old >> bits) as u64]) {
-            if let Some(gpr) = general(register) {
-                set(regs, gpr, value & half.mask());
-            }
-        }
-        regs.rflags &= !ZF;
-    }
-    Ok(Step::Done)
-}
-
-/// BT, BTS, BTR, BTC: with a register index the bit string reaches beyond the operand (SDM 2A "BT").
-fn bit_test<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(index) = Operand::resolve(regs, bus, i, 1, Access::Read)? else {
-        return Ok(Step::Unsupported);
-    };
-    let access = if i.mnemonic() == Mnemonic::Bt { Access::Read } else { Access::Write };
-    let bit = index.load(regs, bus);
-    let target = match (i.op0_kind(), index) {
-        (OpKind::Memory, Operand::Register(gpr)) => {
-            let bits = 8 * gpr.width.bytes() as u64;
-            let signed = sign_extend(bit, gpr.width) as i64;
-            let unit = signed.div_euclid(bits as i64).wrapping_mul(gpr.width.bytes() as i64);
-            let address = effective(regs, i).wrapping_add(unit as u64);
-            let address =
-                hv_defs::Gva(if regs.bitness == Bitness::Bits64 { address.0 } else { address.0 & 0xFFFF_FFFF });
-            let location = Location::new(regs, bus, address, gpr.width.bytes(), access)?;
-            Some(Operand::Memory(location, gpr.width))
-        }
-        _ => Operand::resolve(regs, bus, i, 0, access)?,
-    };
-    let Some(target) = target else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(width) = target.width() else {
-        return Ok(Step::Unsupported);
-    };
-    let mask = 1u64 << (bit & (8 * width.bytes() as u64 - 1));
-    let value = target.load(regs, bus);
-    let result = match i.mnemonic() {
-        Mnemonic::Bts => Some(value | mask),
-        Mnemonic::Btr => Some(value & !mask),
-        Mnemonic::Btc => Some(value ^ mask),
-        _ => None,
-    };
-    if let Some(result) = result {
-        target.store(regs, bus, result);
-    }
-    regs.rflags = if value & mask != 0 { regs.rflags | CF } else { regs.rflags & !CF };
-    Ok(Step::Done)
-}
-
-/// PUSH of a memory operand.
-fn push<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(source) = Operand::resolve(regs, bus, i, 0, Access::Read)? else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(width) = source.width().filter(|width| *width != Width::B1) else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(pointer) = stack_pointer(regs) else {
-        return Ok(Step::Unsupported);
-    };
-    let value = source.load(regs, bus);
-    let top = get(regs, pointer).wrapping_sub(width.bytes() as u64) & pointer.width.mask();
-    let address = linear(regs, Register::SS, top);
-    let location = Location::new(regs, bus, address, width.bytes(), Access::Write)?;
-    location.store(bus, u128::from(value));
-    set(regs, pointer, top);
-    Ok(Step::Done)
-}
-
-/// POP into a memory operand; the address uses the incremented RSP (SDM 2B "POP").
-fn pop<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let Some(width) = crate::operand::memory_width(i).filter(|_| i.op0_kind() == OpKind::Memory) else {
-        return Ok(Step::Unsupported);
-    };
-    let Some(pointer) = stack_pointer(regs) else {
-        return Ok(Step::Unsupported);
-    };
-    let top = get(regs, pointer);
-    let address = linear(regs, Register::SS, top);
-    let value = Location::new(regs, bus, address, width.bytes(), Access::Read)?.load(bus);
-    let mut after = *regs;
-    set(&mut after, pointer, top.wrapping_add(width.bytes() as u64) & pointer.width.mask());
-    let target = Location::new(&after, bus, effective(&after, i), width.bytes(), Access::Write)?;
-    target.store(bus, value);
-    *regs = after;
-    Ok(Step::Done)
-}
-
-// Stack width follows SS.B; outside 64-bit code that is the code size in every system we run.
-fn stack_pointer(regs: &Registers) -> Option<crate::operand::Gpr> {
-    general(match regs.bitness {
-        Bitness::Bits64 => Register::RSP,
-        Bitness::Bits32 => Register::ESP,
-        Bitness::Bits16 => Register::SP,
-    })
-}
-
-/// SSE moves of `len` bytes between an XMM register and memory.
-fn vector_move<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction, len: usize) -> Result<Step> {
-    if i.op1_kind() == OpKind::Memory {
-        let Some(target) = xmm(i.op0_register()) else {
-            return Ok(Step::Unsupported);
-        };
-        let location = Location::new(regs, bus, effective(regs, i), len, Access::Read)?;
-        if bus.xmm(target).is_none() {
-            return Ok(Step::Unsupported);
-        }
-        let value = location.load(bus);
-        return Ok(bus.set_xmm(target, value).map_or(Step::Unsupported, |()| Step::Done));
-    }
-    if i.op0_kind() != OpKind::Memory {
-        return Ok(Step::Unsupported);
-    }
-    let Some(value) = xmm(i.op1_register()).and_then(|index| bus.xmm(index)) else {
-        return Ok(Step::Unsupported);
-    };
-    let location = Location::new(regs, bus, effective(regs, i), len, Access::Write)?;
-    location.store(bus, value);
-    Ok(Step::Done)
-}
-
-fn port_in<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let (Some(target), Some(port)) = (general(i.op0_register()), port_number(regs, i, 1)) else {
-        return Ok(Step::Unsupported);
-    };
-    let value = bus.port_read(port, target.width);
-    set(regs, target, u64::from(value));
-    Ok(Step::Done)
-}
-
-fn port_out<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step> {
-    let (Some(source), Some(port)) = (general(i.op1_register()), port_number(regs, i, 0)) else {
-        return Ok(Step::Unsupported);
-    };
-    bus.port_write(port, source.width, get(regs, source) as u32);
-    Ok(Step::Done)
-}
-
-fn port_number(regs: &Registers, i: &Instruction, operand: u32) -> Option<u16> {
-    match i.op_kind(operand) {
-        OpKind::Register => general(i.op_register(operand)).map(|gpr| get(regs, gpr) as u16),
-        _ => i.try_immediate(operand).ok().map(|value| value as u16 & 0xFF),
-    }
 }

@@ -16,11 +16,11 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{Decoded, Kind, fetch, instruction_length, warm_up};
+pub use decode::{Decoded, fetch, warm_up};
 pub use execute::emulate;
 pub use walk::{Access, translate};
 
-use hv_defs::{Gpa, Width};
+use hv_defs::{Gpa, Gva, Width};
 
 /// Code size of a segment: the default operand and address size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,6 +32,17 @@ pub enum Bitness {
     Bits32,
     /// 64-bit code.
     Bits64,
+}
+
+impl Bitness {
+    /// Width of an address.
+    pub const fn width(self) -> Width {
+        match self {
+            Self::Bits16 => Width::B2,
+            Self::Bits32 => Width::B4,
+            Self::Bits64 => Width::B8,
+        }
+    }
 }
 
 /// What address computation needs of a segment register.
@@ -76,6 +87,13 @@ pub struct Registers {
     pub fs: Segment,
     /// GS.
     pub gs: Segment,
+}
+
+impl Registers {
+    /// A linear address as code of this size computes it: below 4 GiB outside 64-bit code.
+    pub const fn wrap(&self, address: u64) -> Gva {
+        Gva(if matches!(self.bitness, Bitness::Bits64) { address } else { address & 0xFFFF_FFFF })
+    }
 }
 
 /// Guest-physical memory that is not RAM.

@@ -1,5 +1,6 @@
 //! Operands: registers, immediates and memory locations of a decoded instruction.
 
+use crate::execute::Stop;
 use crate::{Access, Bitness, Bus, Exception, Registers, Segment, translate};
 use hv_defs::{Gpa, Gva, Width};
 use iced_x86::{Instruction, MemorySize, OpKind, Register};
@@ -12,6 +13,13 @@ pub struct Gpr {
     shift: u32,
 }
 
+impl Gpr {
+    /// The low `width` bytes of the register with this number.
+    pub const fn new(index: usize, width: Width) -> Self {
+        Self { index, width, shift: 0 }
+    }
+}
+
 /// Finds a general register; `None` for any other kind.
 pub fn general(register: Register) -> Option<Gpr> {
     let number = register as u32;
@@ -19,20 +27,20 @@ pub fn general(register: Register) -> Option<Gpr> {
         (number >= first as u32 && number <= last as u32).then(|| (number - first as u32) as usize)
     };
     if let Some(n) = within(Register::AL, Register::BL) {
-        return Some(Gpr { index: n, width: Width::B1, shift: 0 });
+        return Some(Gpr::new(n, Width::B1));
     }
     if let Some(n) = within(Register::AH, Register::BH) {
         return Some(Gpr { index: n, width: Width::B1, shift: 8 });
     }
     if let Some(n) = within(Register::SPL, Register::R15L) {
-        return Some(Gpr { index: n + 4, width: Width::B1, shift: 0 });
+        return Some(Gpr::new(n + 4, Width::B1));
     }
     let banks = [
         (Register::AX, Register::R15W, Width::B2),
         (Register::EAX, Register::R15D, Width::B4),
         (Register::RAX, Register::R15, Width::B8),
     ];
-    banks.iter().find_map(|&(first, last, width)| within(first, last).map(|index| Gpr { index, width, shift: 0 }))
+    banks.iter().find_map(|&(first, last, width)| within(first, last).map(|index| Gpr::new(index, width)))
 }
 
 /// Reads a general register, zero-extended.
@@ -72,15 +80,6 @@ pub fn memory_width(instruction: &Instruction) -> Option<Width> {
     })
 }
 
-/// Bytes that addresses of a given size can reach, as a mask.
-pub fn address_mask(bitness: Bitness) -> u64 {
-    match bitness {
-        Bitness::Bits16 => 0xFFFF,
-        Bitness::Bits32 => 0xFFFF_FFFF,
-        Bitness::Bits64 => u64::MAX,
-    }
-}
-
 /// Linear base of a segment: zero for all but FS and GS in 64-bit code.
 pub fn segment_base(regs: &Registers, register: Register) -> u64 {
     let flat = regs.bitness == Bitness::Bits64;
@@ -97,8 +96,7 @@ pub fn segment_base(regs: &Registers, register: Register) -> u64 {
 
 /// Linear address of `offset` in a segment.
 pub fn linear(regs: &Registers, segment: Register, offset: u64) -> Gva {
-    let sum = segment_base(regs, segment).wrapping_add(offset);
-    Gva(if regs.bitness == Bitness::Bits64 { sum } else { sum & 0xFFFF_FFFF })
+    regs.wrap(segment_base(regs, segment).wrapping_add(offset))
 }
 
 /// Linear address of the instruction's memory operand (SDM 1 3.7.5).
@@ -147,9 +145,7 @@ impl Location {
         let first = translate(regs, bus, address, access)?;
         let room = (0x1000 - address.page_offset()) as usize;
         let second = if len > room {
-            let next = address.wrapping_add(room as u64);
-            let next = if regs.bitness == Bitness::Bits64 { next } else { Gva(next.0 & 0xFFFF_FFFF) };
-            Some(translate(regs, bus, next, access)?)
+            Some(translate(regs, bus, regs.wrap(address.0.wrapping_add(room as u64)), access)?)
         } else {
             None
         };
@@ -206,55 +202,62 @@ pub enum Operand {
     Immediate(u64),
 }
 
-impl Operand {
-    /// Resolves operand `n`; `None` if it is of a kind that is not emulated.
-    pub fn resolve<B: Bus + ?Sized>(
-        regs: &Registers,
-        bus: &mut B,
-        instruction: &Instruction,
-        n: u32,
-        access: Access,
-    ) -> Result<Option<Self>, Exception> {
-        if n >= instruction.op_count() {
-            return Ok(None);
+/// What an instruction works on.
+pub struct Cpu<'a, B: ?Sized> {
+    pub regs: &'a mut Registers,
+    pub bus: &'a mut B,
+    pub i: &'a Instruction,
+}
+
+impl<B: Bus + ?Sized> Cpu<'_, B> {
+    /// Resolves operand `n`.
+    pub fn operand(&mut self, n: u32, access: Access) -> Result<Operand, Stop> {
+        if n >= self.i.op_count() {
+            return Err(Stop::Unsupported);
         }
-        Ok(match instruction.op_kind(n) {
-            OpKind::Register => general(instruction.op_register(n)).map(Self::Register),
-            OpKind::Memory => match memory_width(instruction) {
-                Some(width) => {
-                    let address = effective(regs, instruction);
-                    Some(Self::Memory(Location::new(regs, bus, address, width.bytes(), access)?, width))
-                }
-                None => None,
-            },
-            _ => instruction.try_immediate(n).ok().map(Self::Immediate),
-        })
+        match self.i.op_kind(n) {
+            OpKind::Register => general(self.i.op_register(n)).map(Operand::Register).ok_or(Stop::Unsupported),
+            OpKind::Memory => {
+                let width = memory_width(self.i).ok_or(Stop::Unsupported)?;
+                Ok(Operand::Memory(self.memory(width.bytes(), access)?, width))
+            }
+            _ => self.i.try_immediate(n).map(Operand::Immediate).map_err(|_| Stop::Unsupported),
+        }
     }
 
-    /// Width; immediates take the other operand's.
-    pub fn width(&self) -> Option<Width> {
-        match self {
-            Self::Register(gpr) => Some(gpr.width),
-            Self::Memory(_, width) => Some(*width),
-            Self::Immediate(_) => None,
+    /// The same with its width; immediates have none, since they take the other operand's.
+    pub fn sized(&mut self, n: u32, access: Access) -> Result<(Operand, Width), Stop> {
+        match self.operand(n, access)? {
+            operand @ (Operand::Register(Gpr { width, .. }) | Operand::Memory(_, width)) => Ok((operand, width)),
+            Operand::Immediate(_) => Err(Stop::Unsupported),
         }
+    }
+
+    /// The first `len` bytes of the memory operand.
+    pub fn memory(&mut self, len: usize, access: Access) -> Result<Location, Exception> {
+        self.locate(effective(self.regs, self.i), len, access)
+    }
+
+    /// `len` bytes at a linear address.
+    pub fn locate(&mut self, address: Gva, len: usize, access: Access) -> Result<Location, Exception> {
+        Location::new(self.regs, self.bus, address, len, access)
     }
 
     /// Value, zero-extended (immediates are sign-extended to 64 bits).
-    pub fn load<B: Bus + ?Sized>(&self, regs: &Registers, bus: &mut B) -> u64 {
-        match self {
-            Self::Register(gpr) => get(regs, *gpr),
-            Self::Memory(location, _) => location.load(bus) as u64,
-            Self::Immediate(value) => *value,
+    pub fn load(&mut self, operand: Operand) -> u64 {
+        match operand {
+            Operand::Register(gpr) => get(self.regs, gpr),
+            Operand::Memory(location, _) => location.load(self.bus) as u64,
+            Operand::Immediate(value) => value,
         }
     }
 
     /// Stores a value; an immediate takes none.
-    pub fn store<B: Bus + ?Sized>(&self, regs: &mut Registers, bus: &mut B, value: u64) {
-        match self {
-            Self::Register(gpr) => set(regs, *gpr, value),
-            Self::Memory(location, _) => location.store(bus, u128::from(value)),
-            Self::Immediate(_) => {}
+    pub fn store(&mut self, operand: Operand, value: u64) {
+        match operand {
+            Operand::Register(gpr) => set(self.regs, gpr, value),
+            Operand::Memory(location, _) => location.store(self.bus, u128::from(value)),
+            Operand::Immediate(_) => {}
         }
     }
 }

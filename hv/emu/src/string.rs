@@ -2,36 +2,38 @@
 
 use crate::alu::{self, Op, ZF};
 use crate::execute::{Step, Stop};
-use crate::operand::{Gpr, Location, address_mask, general, get, linear, set};
-use crate::{Access, Bitness, Bus, Exception, Registers};
+use crate::operand::{Cpu, Gpr, Location, get, linear, set};
+use crate::{Access, Bus, Exception};
 use hv_defs::Width;
+use hv_defs::regs::Rflags;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// Iterations in one exit; the guest is entered again after them, so that interrupts are taken as on a CPU.
 const BATCH: u32 = 1024;
 
-const RFLAGS_DF: u64 = 1 << 10;
+/// Numbers of the registers that string instructions imply.
+const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
+const RSI: usize = 6;
+const RDI: usize = 7;
 
 /// Executes a string instruction.
-pub fn execute<B: Bus + ?Sized>(regs: &mut Registers, bus: &mut B, i: &Instruction) -> Result<Step, Stop> {
-    let Some(string) = StringOp::new(i) else {
-        return Ok(Step::Unsupported);
-    };
-    if !i.has_rep_prefix() && !i.has_repne_prefix() {
-        string.once(regs, bus)?;
+pub fn execute<B: Bus + ?Sized>(cpu: &mut Cpu<'_, B>) -> Result<Step, Stop> {
+    let string = StringOp::new(cpu.i).ok_or(Stop::Unsupported)?;
+    if !cpu.i.has_rep_prefix() && !cpu.i.has_repne_prefix() {
+        string.once(cpu)?;
         return Ok(Step::Done);
     }
-    let Some(counter) = string.counter() else {
-        return Ok(Step::Unsupported);
-    };
+    let counter = Gpr::new(RCX, string.address);
     for _ in 0..BATCH {
-        let count = get(regs, counter);
+        let count = get(cpu.regs, counter);
         if count == 0 {
             return Ok(Step::Done);
         }
-        string.once(regs, bus).map_err(Stop::FaultAfter)?;
-        set(regs, counter, count.wrapping_sub(1));
-        if count == 1 || string.ends(regs, i) {
+        string.once(cpu).map_err(Stop::FaultAfter)?;
+        set(cpu.regs, counter, count.wrapping_sub(1));
+        if count == 1 || string.ends(cpu) {
             return Ok(Step::Done);
         }
     }
@@ -52,7 +54,8 @@ enum Action {
 struct StringOp {
     action: Action,
     width: Width,
-    address: Bitness,
+    /// Of an address.
+    address: Width,
     source_segment: Register,
 }
 
@@ -91,131 +94,76 @@ impl StringOp {
             _ => return None,
         };
         let address = (0..i.op_count()).find_map(|n| match i.op_kind(n) {
-            OpKind::MemorySegSI | OpKind::MemoryESDI => Some(Bitness::Bits16),
-            OpKind::MemorySegESI | OpKind::MemoryESEDI => Some(Bitness::Bits32),
-            OpKind::MemorySegRSI | OpKind::MemoryESRDI => Some(Bitness::Bits64),
+            OpKind::MemorySegSI | OpKind::MemoryESDI => Some(Width::B2),
+            OpKind::MemorySegESI | OpKind::MemoryESEDI => Some(Width::B4),
+            OpKind::MemorySegRSI | OpKind::MemoryESRDI => Some(Width::B8),
             _ => None,
         })?;
         Some(Self { action, width, address, source_segment: i.memory_segment() })
     }
 
-    fn register(&self, names: [Register; 3]) -> Option<Gpr> {
-        let [short, medium, long] = names;
-        general(match self.address {
-            Bitness::Bits16 => short,
-            Bitness::Bits32 => medium,
-            Bitness::Bits64 => long,
-        })
-    }
-
-    fn counter(&self) -> Option<Gpr> {
-        self.register([Register::CX, Register::ECX, Register::RCX])
-    }
-
     /// One iteration; on an exception no register has changed.
-    fn once<B: Bus + ?Sized>(&self, regs: &mut Registers, bus: &mut B) -> Result<(), Exception> {
-        let access = match self.action {
-            Action::Cmps | Action::Scas => Access::Read,
-            _ => Access::Write,
-        };
+    fn once<B: Bus + ?Sized>(&self, cpu: &mut Cpu<'_, B>) -> Result<(), Exception> {
+        let compares = matches!(self.action, Action::Cmps | Action::Scas);
+        let access = if compares { Access::Read } else { Access::Write };
         let uses_source = matches!(self.action, Action::Movs | Action::Lods | Action::Cmps | Action::Outs);
         let uses_target = !matches!(self.action, Action::Lods | Action::Outs);
-        let source = if uses_source { Some(self.source(regs, bus)?) } else { None };
-        let target = if uses_target { Some(self.target(regs, bus, access)?) } else { None };
-        self.act(regs, bus, source, target);
+        let source = if uses_source { Some(self.locate(cpu, self.source_segment, RSI, Access::Read)?) } else { None };
+        let target = if uses_target { Some(self.locate(cpu, Register::ES, RDI, access)?) } else { None };
+        self.act(cpu, source, target);
         if uses_source {
-            self.step(regs, [Register::SI, Register::ESI, Register::RSI]);
+            self.step(cpu, RSI);
         }
         if uses_target {
-            self.step(regs, [Register::DI, Register::EDI, Register::RDI]);
+            self.step(cpu, RDI);
         }
         Ok(())
     }
 
-    fn act<B: Bus + ?Sized>(
-        &self,
-        regs: &mut Registers,
-        bus: &mut B,
-        source: Option<Location>,
-        target: Option<Location>,
-    ) {
-        let accumulator = general(match self.width {
-            Width::B1 => Register::AL,
-            Width::B2 => Register::AX,
-            Width::B4 => Register::EAX,
-            Width::B8 => Register::RAX,
-        });
-        let held = accumulator.map_or(0, |gpr| get(regs, gpr));
-        let port = regs.gpr.get(2).map_or(0, |rdx| *rdx as u16);
-        let loaded = source.map_or(0, |location| location.load(bus) as u64);
-        let store = |bus: &mut B, value: u64| {
-            if let Some(location) = target {
-                location.store(bus, u128::from(value));
+    fn act<B: Bus + ?Sized>(&self, cpu: &mut Cpu<'_, B>, source: Option<Location>, target: Option<Location>) {
+        let accumulator = Gpr::new(RAX, self.width);
+        let held = get(cpu.regs, accumulator);
+        let port = get(cpu.regs, Gpr::new(RDX, Width::B2)) as u16;
+        let loaded = source.map_or(0, |location| location.load(cpu.bus) as u64);
+        let stored = match self.action {
+            Action::Movs => loaded,
+            Action::Stos => held,
+            Action::Ins => u64::from(cpu.bus.port_read(port, self.width)),
+            Action::Lods => return set(cpu.regs, accumulator, loaded),
+            Action::Outs => return cpu.bus.port_write(port, self.width, loaded as u32),
+            Action::Cmps | Action::Scas => {
+                let first = if self.action == Action::Cmps { loaded } else { held };
+                let second = target.map_or(0, |location| location.load(cpu.bus) as u64);
+                let (_, flags) = alu::binary(Op::Sub, self.width, first, second, 0);
+                return cpu.set_flags(flags, 0);
             }
         };
-        let compare = |regs: &mut Registers, a: u64, b: u64| {
-            let (_, flags) = alu::binary(Op::Sub, self.width, a, b, 0);
-            regs.rflags = alu::merge(regs.rflags, flags, 0);
-        };
-        match self.action {
-            Action::Movs => store(bus, loaded),
-            Action::Stos => store(bus, held),
-            Action::Lods => {
-                if let Some(gpr) = accumulator {
-                    set(regs, gpr, loaded);
-                }
-            }
-            Action::Cmps => {
-                let other = target.map_or(0, |location| location.load(bus) as u64);
-                compare(regs, loaded, other);
-            }
-            Action::Scas => {
-                let other = target.map_or(0, |location| location.load(bus) as u64);
-                compare(regs, held, other);
-            }
-            Action::Ins => {
-                let value = bus.port_read(port, self.width);
-                store(bus, u64::from(value));
-            }
-            Action::Outs => bus.port_write(port, self.width, loaded as u32),
+        if let Some(location) = target {
+            location.store(cpu.bus, u128::from(stored));
         }
-    }
-
-    fn source<B: Bus + ?Sized>(&self, regs: &Registers, bus: &mut B) -> Result<Location, Exception> {
-        self.locate(regs, bus, self.source_segment, [Register::SI, Register::ESI, Register::RSI], Access::Read)
-    }
-
-    fn target<B: Bus + ?Sized>(&self, regs: &Registers, bus: &mut B, access: Access) -> Result<Location, Exception> {
-        self.locate(regs, bus, Register::ES, [Register::DI, Register::EDI, Register::RDI], access)
     }
 
     fn locate<B: Bus + ?Sized>(
         &self,
-        regs: &Registers,
-        bus: &mut B,
+        cpu: &mut Cpu<'_, B>,
         segment: Register,
-        pointer: [Register; 3],
+        pointer: usize,
         access: Access,
     ) -> Result<Location, Exception> {
-        let offset = self.register(pointer).map_or(0, |gpr| get(regs, gpr)) & address_mask(self.address);
-        Location::new(regs, bus, linear(regs, segment, offset), self.width.bytes(), access)
+        let offset = get(cpu.regs, Gpr::new(pointer, self.address));
+        cpu.locate(linear(cpu.regs, segment, offset), self.width.bytes(), access)
     }
 
-    fn step(&self, regs: &mut Registers, pointer: [Register; 3]) {
-        let bytes = self.width.bytes() as u64;
-        if let Some(gpr) = self.register(pointer) {
-            let value = get(regs, gpr);
-            let next = if regs.rflags & RFLAGS_DF != 0 { value.wrapping_sub(bytes) } else { value.wrapping_add(bytes) };
-            set(regs, gpr, next);
-        }
+    fn step<B: Bus + ?Sized>(&self, cpu: &mut Cpu<'_, B>, pointer: usize) {
+        let gpr = Gpr::new(pointer, self.address);
+        let down = cpu.regs.rflags & Rflags::DF.bits() != 0;
+        let (value, bytes) = (get(cpu.regs, gpr), self.width.bytes() as u64);
+        set(cpu.regs, gpr, if down { value.wrapping_sub(bytes) } else { value.wrapping_add(bytes) });
     }
 
     /// REPE and REPNE end on ZF for the comparing instructions only.
-    fn ends(&self, regs: &Registers, i: &Instruction) -> bool {
-        if !matches!(self.action, Action::Cmps | Action::Scas) {
-            return false;
-        }
-        let zero = regs.rflags & ZF != 0;
-        if i.has_repne_prefix() { zero } else { !zero }
+    fn ends<B: Bus + ?Sized>(&self, cpu: &Cpu<'_, B>) -> bool {
+        let zero = cpu.regs.rflags & ZF != 0;
+        matches!(self.action, Action::Cmps | Action::Scas) && zero == cpu.i.has_repne_prefix()
     }
 }
