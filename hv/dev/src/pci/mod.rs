@@ -5,7 +5,7 @@ mod header;
 use arrayvec::ArrayVec;
 use hv_defs::{Nanos, Width};
 
-pub use header::{Bar, BarIndex, Header, Identity, Msi};
+pub use header::{Header, Identity};
 
 /// Address space of a BAR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
