@@ -76,96 +76,108 @@ pub enum Entry {
     },
 }
 
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+/// A leaf above the lowest level, in both formats.
+const PS: u64 = 1 << 7;
+
+/// The bits of an entry format.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatBits {
+    /// Of these, an entry that is present has one at least.
+    pub present: u64,
+    /// Those of an entry that names a table.
+    pub table: u64,
+    /// Those of every leaf.
+    pub leaf: u64,
+    /// That of a leaf that may be written.
+    pub write: u64,
+    /// Where a leaf says how it is cached.
+    pub caching: u64,
+    /// What is there for write-back memory.
+    pub write_back: u64,
+    /// What is there for uncached memory.
+    pub uncached: u64,
+}
+
 /// An entry format: how the nested tables of one vendor are written.
 pub trait EntryFormat {
+    /// Its bits.
+    const BITS: FormatBits;
+
     /// Encodes an entry of `level`.
-    fn encode(level: Level, entry: Entry) -> u64;
+    fn encode(level: Level, entry: Entry) -> u64 {
+        match entry {
+            Entry::Empty => 0,
+            Entry::Table(hpa) => (hpa.0 & ADDRESS) | Self::BITS.table,
+            Entry::Leaf { hpa, access, caching } => {
+                let size = if level == Level::L1 { 0 } else { PS };
+                let write = if access == Access::ReadWrite { Self::BITS.write } else { 0 };
+                let cache = if caching == Caching::WriteBack { Self::BITS.write_back } else { Self::BITS.uncached };
+                (hpa.0 & ADDRESS) | Self::BITS.leaf | size | write | cache
+            }
+        }
+    }
+
     /// Decodes an entry of `level`.
-    fn decode(level: Level, raw: u64) -> Entry;
+    fn decode(level: Level, raw: u64) -> Entry {
+        if raw & Self::BITS.present == 0 {
+            Entry::Empty
+        } else if level != Level::L1 && raw & PS == 0 {
+            Entry::Table(Hpa(raw & ADDRESS))
+        } else {
+            let write_back = raw & Self::BITS.caching == Self::BITS.write_back;
+            Entry::Leaf {
+                hpa: Hpa(raw & ADDRESS & !(level.bytes() - 1)),
+                access: if raw & Self::BITS.write != 0 { Access::ReadWrite } else { Access::Read },
+                caching: if write_back { Caching::WriteBack } else { Caching::Uncached },
+            }
+        }
+    }
 }
 
 /// AMD nested paging: long-mode page-table entries, always walked as user accesses.
 #[derive(Clone, Copy, Debug)]
 pub struct Npt;
 
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const P: u64 = 1 << 0;
 const RW: u64 = 1 << 1;
 const US: u64 = 1 << 2;
 const PWT: u64 = 1 << 3;
 const PCD: u64 = 1 << 4;
-const PS: u64 = 1 << 7;
 
 impl EntryFormat for Npt {
-    fn encode(level: Level, entry: Entry) -> u64 {
-        match entry {
-            Entry::Empty => 0,
-            Entry::Table(hpa) => (hpa.0 & ADDRESS) | P | RW | US,
-            Entry::Leaf { hpa, access, caching } => {
-                let size = if level == Level::L1 { 0 } else { PS };
-                let write = if access == Access::ReadWrite { RW } else { 0 };
-                // PAT slot 2 (PCD alone) is UC-, which a guest's WC overrides; UC would not yield.
-                let cache = if caching == Caching::Uncached { PCD } else { 0 };
-                (hpa.0 & ADDRESS) | P | US | size | write | cache
-            }
-        }
-    }
-
-    fn decode(level: Level, raw: u64) -> Entry {
-        if raw & P == 0 {
-            Entry::Empty
-        } else if level != Level::L1 && raw & PS == 0 {
-            Entry::Table(Hpa(raw & ADDRESS))
-        } else {
-            Entry::Leaf {
-                hpa: Hpa(raw & ADDRESS & !(level.bytes() - 1)),
-                access: if raw & RW != 0 { Access::ReadWrite } else { Access::Read },
-                caching: if raw & (PCD | PWT) != 0 { Caching::Uncached } else { Caching::WriteBack },
-            }
-        }
-    }
+    const BITS: FormatBits = FormatBits {
+        present: P,
+        table: P | RW | US,
+        leaf: P | US,
+        write: RW,
+        caching: PWT | PCD,
+        write_back: 0,
+        // PAT slot 2 (PCD alone) is UC-, which a guest's WC overrides; UC would not yield.
+        uncached: PCD,
+    };
 }
 
 /// Intel extended page tables (SDM volume 3, 29.3.2). Whoever uses `Level::L3` leaves has checked that the CPU has them.
 #[derive(Clone, Copy, Debug)]
 pub struct Ept;
 
-const EPT_READ: u64 = 1 << 0;
-const EPT_WRITE: u64 = 1 << 1;
-const EPT_EXECUTE: u64 = 1 << 2;
-const EPT_PERMISSIONS: u64 = EPT_READ | EPT_WRITE | EPT_EXECUTE;
-/// Memory type in bits 5:3 of a leaf; bit 6 (ignore PAT) stays clear, so that the guest's PAT has its say: it may turn
-/// UC into WC, and write-back into whatever it likes (table 12-7).
-const EPT_TYPE_WB: u64 = 6 << 3;
-const EPT_TYPE_MASK: u64 = 7 << 3;
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const EXECUTE: u64 = 1 << 2;
 
 impl EntryFormat for Ept {
-    fn encode(level: Level, entry: Entry) -> u64 {
-        match entry {
-            Entry::Empty => 0,
-            Entry::Table(hpa) => (hpa.0 & ADDRESS) | EPT_PERMISSIONS,
-            Entry::Leaf { hpa, access, caching } => {
-                let size = if level == Level::L1 { 0 } else { PS };
-                let write = if access == Access::ReadWrite { EPT_WRITE } else { 0 };
-                let kind = if caching == Caching::WriteBack { EPT_TYPE_WB } else { 0 };
-                (hpa.0 & ADDRESS) | EPT_READ | EPT_EXECUTE | size | write | kind
-            }
-        }
-    }
-
-    fn decode(level: Level, raw: u64) -> Entry {
-        if raw & EPT_PERMISSIONS == 0 {
-            Entry::Empty
-        } else if level != Level::L1 && raw & PS == 0 {
-            Entry::Table(Hpa(raw & ADDRESS))
-        } else {
-            Entry::Leaf {
-                hpa: Hpa(raw & ADDRESS & !(level.bytes() - 1)),
-                access: if raw & EPT_WRITE != 0 { Access::ReadWrite } else { Access::Read },
-                caching: if raw & EPT_TYPE_MASK == EPT_TYPE_WB { Caching::WriteBack } else { Caching::Uncached },
-            }
-        }
-    }
+    const BITS: FormatBits = FormatBits {
+        present: READ | WRITE | EXECUTE,
+        table: READ | WRITE | EXECUTE,
+        leaf: READ | EXECUTE,
+        write: WRITE,
+        // Memory type in bits 5:3; bit 6 (ignore PAT) stays clear, so that the guest's PAT has its say: it may turn UC
+        // into WC, and write-back into whatever it likes (table 12-7).
+        caching: 7 << 3,
+        write_back: 6 << 3,
+        uncached: 0,
+    };
 }
 
 #[cfg(test)]

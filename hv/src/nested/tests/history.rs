@@ -3,7 +3,7 @@
 
 use core::cell::RefCell;
 
-use hv_defs::paging::{Ept, Npt};
+use hv_defs::paging::{Ept, FormatBits, Npt};
 
 use super::*;
 
@@ -26,12 +26,10 @@ thread_local! {
 struct Watched<F>(PhantomData<F>);
 
 impl<F: EntryFormat> EntryFormat for Watched<F> {
+    const BITS: FormatBits = F::BITS;
     fn encode(level: Level, entry: Entry) -> u64 {
         look();
         F::encode(level, entry)
-    }
-    fn decode(level: Level, raw: u64) -> Entry {
-        F::decode(level, raw)
     }
 }
 
