@@ -29,6 +29,15 @@ pub const ALL: Bits = Bits { keep: !0, set: 0 };
 /// Nothing.
 pub const ZERO: Bits = Bits { keep: 0, set: 0 };
 
+/// A mask of these bits.
+const fn bits(mut numbers: &[u32]) -> u32 {
+    let mut mask = 0;
+    while let [first, rest @ ..] = numbers {
+        mask |= 1 << *first;
+        numbers = rest;
+    }
+    mask
+}
 const fn keep(mask: u32) -> Bits {
     Bits { keep: mask, set: 0 }
 }
@@ -50,8 +59,6 @@ pub enum Adjust {
     Leaf1,
     /// Leaf 4: how many logical processors share a cache.
     CacheSharing,
-    /// Leaf 7 subleaf 0: OSPKE follows CR4.
-    Leaf7,
     /// Leaf 0xB: one thread a core, all cores in one package.
     Topology,
     /// Leaf 0xD: sizes and components that match what XCR0 may hold.
@@ -91,103 +98,44 @@ pub const MAX_BASIC: u32 = 0xD;
 pub const MAX_EXTENDED: u32 = 0x8000_0008;
 
 /// Leaf 1 ECX: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, CNXT-ID, SDBG, xTPR, PDCM, DCA, OSXSAVE (recomputed).
-const LEAF1_ECX_HIDDEN: u32 = 1 << 2
-    | 1 << 3
-    | 1 << 4
-    | 1 << 5
-    | 1 << 6
-    | 1 << 7
-    | 1 << 8
-    | 1 << 10
-    | 1 << 11
-    | 1 << 14
-    | 1 << 15
-    | 1 << 18
-    | 1 << 27;
+const LEAF1_ECX_HIDDEN: u32 = bits(&[2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 18, 27]);
 /// Leaf 1 ECX: x2APIC, TSC-deadline and the hypervisor bit: all emulated, whatever the host has.
-const LEAF1_ECX_SET: u32 = 1 << 21 | 1 << 24 | 1 << 31;
+const LEAF1_ECX_SET: u32 = bits(&[21, 24, 31]);
 /// Leaf 1 EDX: DS, ACPI (thermal), TM, PBE.
-const LEAF1_EDX_HIDDEN: u32 = 1 << 21 | 1 << 22 | 1 << 29 | 1 << 31;
+const LEAF1_EDX_HIDDEN: u32 = bits(&[21, 22, 29, 31]);
 /// Leaf 1 EDX: TSC, MSR, MCE, APIC, MTRR, MCA, PAT: 64-bit Windows refuses to start without MCE and MCA.
-const LEAF1_EDX_SET: u32 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 9 | 1 << 12 | 1 << 14 | 1 << 16;
+const LEAF1_EDX_SET: u32 = bits(&[4, 5, 7, 9, 12, 14, 16]);
 
 /// Leaf 7 EBX, kept: FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS, INVPCID, AVX512F/DQ, RDSEED, ADX, SMAP, IFMA, CLFLUSHOPT,
 /// CLWB, AVX512CD, SHA, AVX512BW/VL. (SGX, TSC_ADJUST, RTM, PQM, MPX, PQE and PT are not.)
-const LEAF7_EBX_KEPT: u32 = 1 << 0
-    | 1 << 3
-    | 1 << 5
-    | 1 << 7
-    | 1 << 8
-    | 1 << 9
-    | 1 << 10
-    | 1 << 16
-    | 1 << 17
-    | 1 << 18
-    | 1 << 19
-    | 1 << 20
-    | 1 << 21
-    | 1 << 23
-    | 1 << 24
-    | 1 << 28
-    | 1 << 29
-    | 1 << 30
-    | 1 << 31;
-/// Leaf 7 EBX bit 1: IA32_TSC_ADJUST is emulated.
-const LEAF7_EBX_TSC_ADJUST: u32 = 1 << 1;
+const LEAF7_EBX_KEPT: u32 = bits(&[0, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31]);
 /// Leaf 7 ECX, kept: AVX512_VBMI, UMIP, VBMI2, GFNI, VAES, VPCLMULQDQ, VNNI, BITALG, VPOPCNTDQ, RDPID.
 /// Protection keys stay off: PKRU lies outside XCR0 when a guest leaves it there.
-const LEAF7_ECX_KEPT: u32 =
-    1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 22;
+const LEAF7_ECX_KEPT: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22]);
 /// Leaf 7 EDX, kept: AVX512_4VNNIW, 4FMAPS, FSRM, VP2INTERSECT, MD_CLEAR, SERIALIZE.
 /// (Speculation-control MSRs are not passed through yet, so their bits are hidden.)
-const LEAF7_EDX_KEPT: u32 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 8 | 1 << 10 | 1 << 14;
+const LEAF7_EDX_KEPT: u32 = bits(&[2, 3, 4, 8, 10, 14]);
 
 /// Leaf 0x8000_0001 ECX, hidden: SVM, extended APIC space, OSVW, IBS, SKINIT, WDT, LWP, NodeId, TOPOEXT, PerfCtrExt*,
 /// DBE, PTSC, MWAITX.
-const EXT1_ECX_HIDDEN: u32 = 1 << 2
-    | 1 << 3
-    | 1 << 9
-    | 1 << 10
-    | 1 << 12
-    | 1 << 13
-    | 1 << 15
-    | 1 << 19
-    | 1 << 22
-    | 1 << 23
-    | 1 << 24
-    | 1 << 26
-    | 1 << 27
-    | 1 << 28
-    | 1 << 29;
+const EXT1_ECX_HIDDEN: u32 = bits(&[2, 3, 9, 10, 12, 13, 15, 19, 22, 23, 24, 26, 27, 28, 29]);
 /// Leaf 0x8000_0008 EBX, kept: CLZERO, XSaveErPtr, WBNOINVD.
-const EXT8_EBX_KEPT: u32 = 1 << 0 | 1 << 2 | 1 << 9;
+const EXT8_EBX_KEPT: u32 = bits(&[0, 2, 9]);
 
-const DEEP: Bits = keep(0x7);
+const LEAF1_ECX: Bits = Bits { keep: !LEAF1_ECX_HIDDEN, set: LEAF1_ECX_SET };
+const LEAF1_EDX: Bits = Bits { keep: !LEAF1_EDX_HIDDEN, set: LEAF1_EDX_SET };
+/// Leaf 7 EBX, set: IA32_TSC_ADJUST is emulated.
+const LEAF7_EBX: Bits = Bits { keep: LEAF7_EBX_KEPT, set: bits(&[1]) };
 
 /// The policy. Sorted by leaf, then subleaf; a leaf that is not here reads zero.
 pub const LEAVES: &[Leaf] = &[
     row(0x0, None, [ALL, ALL, ALL, ALL], Adjust::MaxBasic),
-    row(
-        0x1,
-        None,
-        [
-            ALL,
-            keep(0xFF00),
-            Bits { keep: !LEAF1_ECX_HIDDEN, set: LEAF1_ECX_SET },
-            Bits { keep: !LEAF1_EDX_HIDDEN, set: LEAF1_EDX_SET },
-        ],
-        Adjust::Leaf1,
-    ),
+    row(0x1, None, [ALL, keep(0xFF00), LEAF1_ECX, LEAF1_EDX], Adjust::Leaf1),
     row(0x2, None, [ALL, ALL, ALL, ALL], Adjust::None),
     row(0x4, None, [ALL, ALL, ALL, ALL], Adjust::CacheSharing),
     // ARAT alone: the emulated APIC timer never stops. No HWP, no thermal sensors.
     row(0x6, None, [fixed(1 << 2), ZERO, ZERO, ZERO], Adjust::None),
-    row(
-        0x7,
-        Some(0),
-        [ZERO, Bits { keep: LEAF7_EBX_KEPT, set: LEAF7_EBX_TSC_ADJUST }, keep(LEAF7_ECX_KEPT), keep(LEAF7_EDX_KEPT)],
-        Adjust::Leaf7,
-    ),
+    row(0x7, Some(0), [ZERO, LEAF7_EBX, keep(LEAF7_ECX_KEPT), keep(LEAF7_EDX_KEPT)], Adjust::None),
     row(0xB, None, [ZERO, ZERO, ZERO, ZERO], Adjust::Topology),
     row(0xD, None, [ALL, ALL, ALL, ALL], Adjust::Xsave),
     row(0x8000_0000, None, [ALL, ALL, ALL, ALL], Adjust::MaxExtended),
@@ -203,7 +151,7 @@ pub const LEAVES: &[Leaf] = &[
 ];
 
 /// Extended features of leaf 0xD subleaf 1 that need no MSR: XSAVEOPT, XSAVEC, XGETBV(1).
-pub const XSAVE_EXTENDED_KEPT: Bits = DEEP;
+pub const XSAVE_EXTENDED_KEPT: Bits = keep(0x7);
 
 /// First leaf of Prism's own block and its vendor text.
 pub const HYPERVISOR_BASE: u32 = 0x4000_0000;
@@ -214,7 +162,7 @@ pub const KVM_BASE: u32 = 0x4000_0100;
 /// Vendor text of the KVM block.
 pub const KVM_VENDOR: [u8; 12] = *b"KVMKVMKVM\0\0\0";
 /// KVM features offered: NOP_IO_DELAY (1), CLOCKSOURCE2 (3), CLOCKSOURCE_STABLE (24).
-pub const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 24;
+pub const KVM_FEATURES: u32 = bits(&[1, 3, 24]);
 
 /// The row that answers `leaf`, `subleaf`.
 pub fn find(leaf: u32, subleaf: u32) -> Option<&'static Leaf> {

@@ -72,7 +72,6 @@ fn adjust(what: Adjust, subleaf: u32, mut regs: Regs, view: &GuestView, host: &d
         Adjust::MaxExtended => regs.eax = regs.eax.clamp(0x8000_0000, cpuid::MAX_EXTENDED),
         Adjust::Leaf1 => leaf_1(&mut regs, view),
         Adjust::CacheSharing => cache_sharing(&mut regs, view),
-        Adjust::Leaf7 => {}
         Adjust::Topology => regs = topology(subleaf, view),
         Adjust::Xsave => xsave(subleaf, &mut regs, view, host),
         Adjust::AddressSizes => {
