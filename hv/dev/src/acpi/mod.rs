@@ -1,6 +1,5 @@
 //! The guest's ACPI tables (ACPI specification 6.5), made for the board that [`crate::Chipset`] is.
 
-mod aml;
 mod dsdt;
 mod tables;
 

@@ -1,8 +1,14 @@
 //! The tables around the DSDT, and how they lie in memory.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
+use acpi_tables::Aml;
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
 use hv_defs::Gpa;
 
 use super::{Config, Tables, dsdt};
@@ -10,38 +16,36 @@ use crate::chipset::{IRQ_SCI, PIN_TIMER, pm};
 
 const OEM_ID: [u8; 6] = *b"PRISM ";
 const OEM_TABLE_ID: [u8; 8] = *b"Q35-LITE";
-const CREATOR: [u8; 4] = *b"PRSM";
-
-pub(super) const HEADER: usize = 36;
-/// Byte of a table, and of the RSDP, that makes its sum zero.
-pub(super) const CHECKSUM: usize = 9;
-pub(super) const RSDP_CHECKSUM: usize = 8;
-pub(super) const RSDP_EXTENDED_CHECKSUM: usize = 32;
-pub(super) const RSDP_OLD_LENGTH: usize = 20;
+const OEM_REVISION: u32 = 1;
+/// Bytes of a table's header.
+const HEADER: usize = 36;
 
 /// The firmware control structure wants this alignment; the others do not mind.
 const ALIGN: usize = 64;
 
 const LAPIC_ADDRESS: u32 = 0xFEE0_0000;
 const IOAPIC_ADDRESS: u32 = 0xFEC0_0000;
-const PM_BASE: u32 = pm::BASE as u32;
 
 /// Builds all tables to lie at `base`.
 pub(super) fn build(config: &Config, base: Gpa) -> Tables {
     let mut image = Image { base: base.0, bytes: Vec::new() };
     // The RSDP comes first, and is filled in when the XSDT has its place.
-    let rsdp = image.add(&[0; HEADER]);
-    let facs = image.add(&facs());
+    let rsdp = image.add(&Rsdp::new(OEM_ID, 0));
+    let facs = image.add(&FACS::new());
     let dsdt = image.add(&table(b"DSDT", 2, &dsdt::body(config)));
+    // PCI Express configuration space: segment 0, all buses.
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(config.ecam, 0, 0, 0xFF);
     let entries = [
         image.add(&fadt(facs, dsdt)),
         image.add(&madt(config)),
-        image.add(&mcfg(config)),
+        image.add(&mcfg),
         image.add(&table(b"WAET", 1, &3u32.to_le_bytes())),
     ];
     let xsdt = image.add(&table(b"XSDT", 1, entries.map(u64::to_le_bytes).as_flattened()));
-    let rsdp_bytes = rsdp_bytes(xsdt);
-    image.bytes.splice(..rsdp_bytes.len(), rsdp_bytes);
+    let mut bytes = Vec::new();
+    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut bytes);
+    image.bytes.splice(..bytes.len(), bytes);
     Tables { base, bytes: image.bytes, rsdp: Gpa(rsdp) }
 }
 
@@ -52,124 +56,51 @@ struct Image {
 
 impl Image {
     /// Appends a table and yields its address.
-    fn add(&mut self, table: &[u8]) -> u64 {
+    fn add(&mut self, table: &dyn Aml) -> u64 {
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN), 0);
         let at = self.base + self.bytes.len() as u64;
-        self.bytes.extend_from_slice(table);
+        table.to_aml_bytes(&mut self.bytes);
         at
     }
 }
 
-/// Puts the common header (ACPI 6.5, 5.2.6) in front of a body.
-fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend_from_slice(signature);
-    bytes.extend_from_slice(&((HEADER + body.len()) as u32).to_le_bytes());
-    bytes.extend_from_slice(&[revision, 0]);
-    bytes.extend_from_slice(&OEM_ID);
-    bytes.extend_from_slice(&OEM_TABLE_ID);
-    bytes.extend_from_slice(&1u32.to_le_bytes());
-    bytes.extend_from_slice(&CREATOR);
-    bytes.extend_from_slice(&1u32.to_le_bytes());
-    bytes.extend_from_slice(body);
-    settle_checksum(&mut bytes, CHECKSUM);
-    bytes
+fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut table = Sdt::new(*signature, HEADER as u32, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(body);
+    table
 }
 
-fn settle_checksum(bytes: &mut [u8], at: usize) {
-    let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-    if let Some(checksum) = bytes.get_mut(at) {
-        *checksum = checksum.wrapping_sub(sum);
-    }
-}
-
-/// ACPI 6.5, 5.2.5.3. There is no RSDT: revision 2 does not need one.
-fn rsdp_bytes(xsdt: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend_from_slice(b"RSD PTR \0");
-    bytes.extend_from_slice(&OEM_ID);
-    bytes.extend_from_slice(&[2, 0, 0, 0, 0]);
-    bytes.extend_from_slice(&(HEADER as u32).to_le_bytes());
-    bytes.extend_from_slice(&xsdt.to_le_bytes());
-    bytes.extend_from_slice(&[0; 4]);
-    if let Some(old) = bytes.get_mut(..RSDP_OLD_LENGTH) {
-        settle_checksum(old, RSDP_CHECKSUM);
-    }
-    settle_checksum(&mut bytes, RSDP_EXTENDED_CHECKSUM);
-    bytes
-}
-
-/// Firmware control structure (5.2.10): nobody wakes up here.
-fn facs() -> Vec<u8> {
-    let mut bytes = vec![0; 64];
-    let fields = b"FACS\x40\0\0\0";
-    bytes.splice(..fields.len(), fields.iter().copied());
-    if let Some(version) = bytes.get_mut(32) {
-        *version = 2;
-    }
-    bytes
-}
-
-/// A block of ports: where, how long, and how wide its accesses are (as the GAS encodes it: 1, 2, 3 for 8, 16, 32 bits).
-struct Block {
-    port: u32,
-    bytes: u8,
-    access: u8,
-}
-
-const PM1_EVENT: Block = Block { port: PM_BASE, bytes: 4, access: 2 };
-const PM1_CONTROL: Block = Block { port: PM_BASE + 4, bytes: 2, access: 2 };
-const PM_TIMER: Block = Block { port: PM_BASE + 8, bytes: 4, access: 3 };
-const GPE0: Block = Block { port: PM_BASE + 0x20, bytes: 16, access: 1 };
-const RESET: Block = Block { port: 0xCF9, bytes: 1, access: 1 };
-const RESET_VALUE: u8 = 0x06;
-
-/// WBINVD, PROC_C1, SLP_BUTTON (none in fixed hardware), RTC_S4, TMR_VAL_EXT, RESET_REG_SUP.
-const FADT_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10;
-/// Legacy devices; no VGA. No keyboard controller: with the bit clear and no PNP0303, Linux does not probe for one.
-const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 2;
-const CENTURY: u8 = 0x32;
-const FADT_LENGTH: usize = 276;
-
-/// Fixed ACPI description table, revision 6 (5.2.9).
-fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
-    let mut body = vec![0; FADT_LENGTH - HEADER];
-    let mut put = |offset: usize, bytes: &[u8]| {
-        let at = offset - HEADER;
-        body.splice(at..at + bytes.len(), bytes.iter().copied());
-    };
-    put(36, &(facs as u32).to_le_bytes());
-    put(40, &(dsdt as u32).to_le_bytes());
-    put(46, &u16::from(IRQ_SCI).to_le_bytes());
+/// Fixed ACPI description table, revision 6 (5.2.9). No keyboard controller: with its bit clear and no PNP0303, Linux
+/// does not probe for one.
+fn fadt(facs: u64, dsdt: u64) -> FADT {
+    const LEGACY_DEVICES: u16 = 1 << 0;
+    const NO_VGA: u16 = 1 << 2;
+    let block = |port: u16, bytes: u8, access| GAS::new(AddressSpace::SystemIo, 8 * bytes, 0, access, port.into());
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    (fadt.firmware_ctrl, fadt.dsdt, fadt.x_dsdt) = ((facs as u32).into(), (dsdt as u32).into(), dsdt.into());
+    fadt.sci_int = u16::from(IRQ_SCI).into();
     // 32-bit address, length, and the generic address of each block.
-    for (block, address, length, extended) in
-        [(PM1_EVENT, 56, 88, 148), (PM1_CONTROL, 64, 89, 172), (PM_TIMER, 76, 91, 208), (GPE0, 80, 92, 220)]
-    {
-        put(address, &block.port.to_le_bytes());
-        put(length, &[block.bytes]);
-        put(extended, &generic_address(&block));
-    }
+    (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = (u32::from(pm::BASE).into(), 4);
+    (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = (u32::from(pm::BASE + 4).into(), 2);
+    (fadt.pm_tmr_blk, fadt.pm_tmr_len) = (u32::from(pm::BASE + 8).into(), 4);
+    (fadt.gpe0_blk, fadt.gpe0_blk_len) = (u32::from(pm::BASE + 0x20).into(), 16);
+    fadt.x_pm1a_evt_blk = block(pm::BASE, 4, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = block(pm::BASE + 4, 2, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = block(pm::BASE + 8, 4, AccessSize::DwordAccess);
+    fadt.x_gpe0_blk = block(pm::BASE + 0x20, 16, AccessSize::ByteAccess);
     // Latencies above the limits: no C2, no C3.
-    put(96, &101u16.to_le_bytes());
-    put(98, &1001u16.to_le_bytes());
-    put(108, &[CENTURY]);
-    put(109, &BOOT_ARCHITECTURE.to_le_bytes());
-    put(112, &FADT_FLAGS.to_le_bytes());
-    put(116, &generic_address(&RESET));
-    put(128, &[RESET_VALUE]);
-    put(140, &dsdt.to_le_bytes());
-    put(268, b"PRISM\0\0\0");
-    table(b"FACP", 6, &body)
-}
-
-/// Generic address structure (5.2.3.2) in port space.
-fn generic_address(block: &Block) -> [u8; 12] {
-    let [a, b, c, d] = block.port.to_le_bytes();
-    [1, block.bytes * 8, 0, block.access, a, b, c, d, 0, 0, 0, 0]
+    (fadt.p_lvl2_lat, fadt.p_lvl3_lat) = (101.into(), 1001.into());
+    fadt.century = 0x32;
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA).into();
+    (fadt.reset_reg, fadt.reset_value) = (block(0xCF9, 1, AccessSize::ByteAccess), 0x06);
+    fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"PRISM\0\0\0").into();
+    // No sleep button in fixed hardware.
+    let flags = [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::RtcS4, Flags::TmrValExt, Flags::ResetRegSup];
+    flags.into_iter().fold(fadt, FADTBuilder::flag).finalize()
 }
 
 /// Multiple APIC description table (5.2.12).
-fn madt(config: &Config) -> Vec<u8> {
+fn madt(config: &Config) -> Sdt {
     let mut body = Vec::new();
     body.extend_from_slice(&LAPIC_ADDRESS.to_le_bytes());
     // PCAT_COMPAT: the 8259 pair is there.
@@ -194,14 +125,6 @@ fn madt(config: &Config) -> Vec<u8> {
     // LINT1 of every processor is NMI.
     body.extend_from_slice(&[4, 6, 0xFF, 0, 0, 1]);
     table(b"APIC", 5, &body)
-}
-
-/// PCI Express configuration space (PCI Firmware Specification 3.3, 4.1.2): segment 0, all buses.
-fn mcfg(config: &Config) -> Vec<u8> {
-    let mut body = vec![0; 8];
-    body.extend_from_slice(&config.ecam.to_le_bytes());
-    body.extend_from_slice(&[0, 0, 0, 0xFF, 0, 0, 0, 0]);
-    table(b"MCFG", 1, &body)
 }
 
 #[cfg(test)]
