@@ -15,7 +15,6 @@ use hv::machine::{self, Ending, MachineSetup};
 use hv::power::{self, Exit};
 use hv::say;
 use hv::start::{self, Platform};
-use hv::vm::ModuleSource;
 
 /// Called by the entry code.
 fn main(from: BootEntry) -> ! {
@@ -36,7 +35,7 @@ fn run(platform: &'static Platform) -> ! {
         say!("boot: no bundle; give one as a boot module (QEMU: -initrd bundle.cpio, GRUB: module2 /bundle.cpio)");
         power::exit(Exit::NoBundle)
     };
-    let (bundle, config) = match load::open(ModuleSource(module.window())) {
+    let (bundle, config) = match load::open(module.bytes()) {
         Ok(opened) => opened,
         Err(error) => {
             say!("{error}");

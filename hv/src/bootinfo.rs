@@ -11,7 +11,7 @@ use core::fmt;
 use arrayvec::{ArrayString, ArrayVec};
 use hv_defs::Hpa;
 
-use crate::phys::Window;
+use crate::phys::{self, Window};
 
 /// Most regions of the memory map that are kept.
 pub const MAX_REGIONS: usize = 256;
@@ -73,11 +73,11 @@ impl Module {
         self.start.wrapping_add(self.len)
     }
 
-    /// The file's content.
-    pub const fn window(&self) -> Window {
-        // SAFETY: 1. The loader's memory map and module list are taken at their word; `start::boot` maps and reserves
-        // every module. 2. Nobody else is given this memory: no reference to it exists.
-        unsafe { Window::new(self.start, self.len) }
+    /// The file's content, once `start::boot` is through.
+    pub fn bytes(&self) -> &'static [u8] {
+        // SAFETY: 1. The loader's memory map and module list are taken at their word; `start::boot` maps every module.
+        // 2. It reserves them too, so nobody is given this memory: it never changes.
+        unsafe { core::slice::from_raw_parts(phys::pointer(self.start), self.len as usize) }
     }
 }
 

@@ -11,7 +11,7 @@ use hv_dev::pci::PciFunction;
 use spin::Once;
 
 use crate::frame::Placement;
-use crate::load::{Bundle, Config, Source, VmConfig};
+use crate::load::{Bundle, Config, VmConfig};
 use crate::percpu::{self, CpuId};
 use crate::power::{self, Exit};
 use crate::vendor::{Extension, Missing};
@@ -100,8 +100,8 @@ static MACHINE: Once<Machine> = Once::new();
 
 /// The VMs' part of `prism.toml` as setups. `functions` gives the PCI functions of a VM, and the bytes of their BARs that
 /// may be mapped page by page.
-pub fn setups<S: Source + Send + Sync + 'static>(
-    bundle: Bundle<S>,
+pub fn setups(
+    bundle: Bundle<'static>,
     config: &Config,
     wall_clock: u64,
     mut functions: impl FnMut(VmId, &VmConfig) -> (Vec<(u8, Box<dyn PciFunction>)>, u64),

@@ -23,7 +23,7 @@ use hv_dev::pci::PciFunction;
 use hv_dev::{Chipset, Message};
 use spin::Mutex;
 
-pub use self::boot::{BundleLoader, Loader, ModuleSource};
+pub use self::boot::{BundleLoader, Loader};
 pub use self::functions::Place;
 pub use self::lifecycle::{Request, Status};
 pub use self::memory::{GuestMemory, NotRam, Slot};

@@ -3,8 +3,10 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::fmt;
 use serde::Deserialize;
+use thiserror::Error;
+
+use super::linux::MAX_CMDLINE;
 
 /// VMs at most.
 pub const MAX_VMS: usize = 8;
@@ -109,18 +111,13 @@ pub enum OnCrash {
 }
 
 /// What is wrong in `prism.toml`, and where.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{place}: {what}")]
 pub struct ConfigError {
     /// Line (from 1) or VM and field.
     pub place: String,
     /// What is wrong, and what would be right.
     pub what: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.what)
-    }
 }
 
 impl Config {
@@ -140,73 +137,57 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let whole =
-            |field: &str, what: &str| Err(ConfigError { place: format!("field {field}"), what: what.to_string() });
-        if self.vm.is_empty() {
-            return whole("vm", "no guest; add a [[vm]] table");
+        let used = |name: &str| self.vm.iter().filter(|vm| vm.name == name).count();
+        let twice = self.vm.iter().find(|vm| used(&vm.name) > 1);
+        first_broken([
+            (!self.vm.is_empty(), "vm", "no guest; add a [[vm]] table".to_string()),
+            (self.vm.len() <= MAX_VMS, "vm", format!("{} guests; at most {MAX_VMS}", self.vm.len())),
+            ((500..=1_000_000).contains(&self.gpu.slice_us), "gpu.slice_us", "must be from 500 to 1000000".to_string()),
+            ((10..=60_000).contains(&self.gpu.hang_ms), "gpu.hang_ms", "must be from 10 to 60000".to_string()),
+        ])
+        .map_err(|(field, what)| ConfigError { place: format!("field {field}"), what })?;
+        for vm in &self.vm {
+            let place = |field| format!("vm \"{}\", field {field}", vm.name);
+            vm.check().map_err(|(field, what)| ConfigError { place: place(field), what })?;
         }
-        if self.vm.len() > MAX_VMS {
-            return whole("vm", &format!("{} guests; at most {MAX_VMS}", self.vm.len()));
-        }
-        if !(500..=1_000_000).contains(&self.gpu.slice_us) {
-            return whole("gpu.slice_us", "must be from 500 to 1000000");
-        }
-        if !(10..=60_000).contains(&self.gpu.hang_ms) {
-            return whole("gpu.hang_ms", "must be from 10 to 60000");
-        }
-        for (index, vm) in self.vm.iter().enumerate() {
-            if let Some(what) = vm.check() {
-                return Err(ConfigError { place: format!("vm \"{}\", field {}", vm.name, what.0), what: what.1 });
-            }
-            if self.vm.iter().take(index).any(|other| other.name == vm.name) {
-                return whole("vm.name", &format!("\"{}\" is used twice", vm.name));
-            }
-        }
-        Ok(())
+        twice.map_or(Ok(()), |vm| {
+            Err(ConfigError { place: "field vm.name".to_string(), what: format!("\"{}\" is used twice", vm.name) })
+        })
     }
 }
 
+/// What must hold, the field that it is about, and what would be right.
+type Rule = (bool, &'static str, String);
+
+fn first_broken<const N: usize>(rules: [Rule; N]) -> Result<(), (&'static str, String)> {
+    rules.into_iter().find(|rule| !rule.0).map_or(Ok(()), |(_, field, what)| Err((field, what)))
+}
+
 impl VmConfig {
-    /// The first field that is wrong, and what would be right.
-    fn check(&self) -> Option<(&'static str, String)> {
-        let name_ok = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if self.name.is_empty() || self.name.len() > 32 || !self.name.bytes().all(name_ok) {
-            return Some(("name", "1 to 32 letters, digits, - _ .".to_string()));
-        }
-        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) || !self.memory_mib.is_multiple_of(2) {
-            return Some(("memory_mib", format!("an even number from {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")));
-        }
-        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Some(("vcpus", format!("from 1 to {MAX_VCPUS}")));
-        }
-        if self.cpus.len() > self.vcpus as usize {
-            return Some(("cpus", "longer than the number of vcpus".to_string()));
-        }
-        if self.kernel.is_empty() {
-            return Some(("kernel", "must name a file of the bundle".to_string()));
-        }
-        if self.cmdline.len() > super::linux::MAX_CMDLINE {
-            return Some(("cmdline", format!("longer than {} bytes", super::linux::MAX_CMDLINE)));
-        }
-        self.gpu.as_ref().and_then(VgpuConfig::check)
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let name = (1..=32).contains(&self.name.len()) && self.name.bytes().all(plain);
+        let memory = (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) && self.memory_mib.is_multiple_of(2);
+        first_broken([
+            (name, "name", "1 to 32 letters, digits, - _ .".to_string()),
+            (memory, "memory_mib", format!("an even number from {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")),
+            ((1..=MAX_VCPUS).contains(&self.vcpus), "vcpus", format!("from 1 to {MAX_VCPUS}")),
+            (self.cpus.len() <= self.vcpus as usize, "cpus", "longer than the number of vcpus".to_string()),
+            (!self.kernel.is_empty(), "kernel", "must name a file of the bundle".to_string()),
+            (self.cmdline.len() <= MAX_CMDLINE, "cmdline", format!("longer than {MAX_CMDLINE} bytes")),
+        ])?;
+        self.gpu.as_ref().map_or(Ok(()), VgpuConfig::check)
     }
 }
 
 impl VgpuConfig {
-    fn check(&self) -> Option<(&'static str, String)> {
-        if !(16..=2048).contains(&self.aperture_mib) {
-            return Some(("gpu.aperture_mib", "from 16 to 2048".to_string()));
-        }
-        if self.hidden_mib > 3584 {
-            return Some(("gpu.hidden_mib", "at most 3584".to_string()));
-        }
-        if self.fences > 32 {
-            return Some(("gpu.fences", "at most 32".to_string()));
-        }
-        if !(1..=16).contains(&self.weight) {
-            return Some(("gpu.weight", "from 1 to 16".to_string()));
-        }
-        None
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        first_broken([
+            ((16..=2048).contains(&self.aperture_mib), "gpu.aperture_mib", "from 16 to 2048".to_string()),
+            (self.hidden_mib <= 3584, "gpu.hidden_mib", "at most 3584".to_string()),
+            (self.fences <= 32, "gpu.fences", "at most 32".to_string()),
+            ((1..=16).contains(&self.weight), "gpu.weight", "from 1 to 16".to_string()),
+        ])
     }
 }
 

@@ -1,9 +1,9 @@
 //! Kernels: bzImage by its 64-bit entry (Linux Documentation/arch/x86/boot.rst), and ELF64 with the same entry state.
 
-use super::{OutOfRange, Sink, Source};
-use core::fmt;
+use super::{OutOfRange, Sink};
 use hv_defs::Gpa;
 use hv_dev::e820;
+use thiserror::Error;
 
 /// Longest command line, in bytes, without its terminating NUL.
 pub const MAX_CMDLINE: usize = 2047;
@@ -16,7 +16,7 @@ const STACK_TOP: u64 = 0x7000 - 16;
 
 /// Kernel images above this are refused, in bytes.
 const MAX_IMAGE: u64 = 1 << 30;
-/// Bytes copied at a time.
+/// Bytes cleared at a time.
 const CHUNK: usize = 4096;
 
 /// What the loader must know besides the files.
@@ -49,32 +49,26 @@ pub struct Entry {
 }
 
 /// Why a file cannot be loaded. Displays as the end of a sentence that begins with the file's name.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum ImageError {
+    /// It does not exist.
+    #[error("is not in the bundle; add the file or correct the name")]
+    Missing,
     /// Neither a bzImage nor an ELF64 program.
+    #[error("is neither a Linux bzImage nor an ELF64 program")]
     Unknown,
     /// A bzImage that is older than protocol 2.12 or has no 64-bit entry.
+    #[error("has no 64-bit entry (boot protocol 2.12 or later is needed)")]
     Old,
     /// The headers point outside the file.
+    #[error("is damaged: its headers point outside the file")]
     Damaged,
     /// The guest's memory cannot hold it.
+    #[error("does not fit; raise memory_mib to {needs_mib} or more")]
     NoRoom {
         /// MiB that the file needs below the RAM hole.
         needs_mib: u64,
     },
-}
-
-impl fmt::Display for ImageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown => write!(f, "is neither a Linux bzImage nor an ELF64 program"),
-            Self::Old => write!(f, "has no 64-bit entry (boot protocol 2.12 or later is needed)"),
-            Self::Damaged => write!(f, "is damaged: its headers point outside the file"),
-            Self::NoRoom { needs_mib } => {
-                write!(f, "does not fit; raise memory_mib to {needs_mib} or more")
-            }
-        }
-    }
 }
 
 impl From<OutOfRange> for ImageError {
@@ -97,8 +91,8 @@ pub enum Which {
 /// # Errors
 /// Which file is wrong, and how.
 pub fn load(
-    kernel: &dyn Source,
-    initrd: Option<&dyn Source>,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
     params: &Params<'_>,
     sink: &mut dyn Sink,
 ) -> Result<Entry, (Which, ImageError)> {
@@ -131,31 +125,27 @@ struct Image {
 }
 
 fn load_kernel(
-    kernel: &dyn Source,
+    kernel: &[u8],
     params: &Params<'_>,
     sink: &mut dyn Sink,
     zero_page: &mut [u8; 4096],
 ) -> Result<Image, ImageError> {
-    let mut header = [0; 0x280];
-    let have = header.len().min(kernel.len() as usize);
-    kernel.read(0, header.get_mut(..have).ok_or(ImageError::Unknown)?)?;
-    if field(&header, 0x202, 4) == Some(u64::from(u32::from_le_bytes(*b"HdrS"))) {
-        load_bzimage(kernel, &header, params, sink, zero_page)
-    } else if header.starts_with(b"\x7fELF\x02\x01") {
-        load_elf(kernel, &header, params, sink)
+    if field(kernel, 0x202, 4) == Some(u64::from(u32::from_le_bytes(*b"HdrS"))) {
+        load_bzimage(kernel, params, sink, zero_page)
+    } else if kernel.starts_with(b"\x7fELF\x02\x01") {
+        load_elf(kernel, params, sink)
     } else {
         Err(ImageError::Unknown)
     }
 }
 
 fn load_bzimage(
-    kernel: &dyn Source,
-    header: &[u8],
+    kernel: &[u8],
     params: &Params<'_>,
     sink: &mut dyn Sink,
     zero_page: &mut [u8; 4096],
 ) -> Result<Image, ImageError> {
-    let get = |offset, len| field(header, offset, len).ok_or(ImageError::Damaged);
+    let get = |offset, len| field(kernel, offset, len).ok_or(ImageError::Damaged);
     let (version, loadflags, xloadflags) = (get(0x206, 2)?, get(0x211, 1)?, get(0x236, 2)?);
     if version < 0x20C || loadflags & 1 == 0 || xloadflags & 1 == 0 {
         return Err(ImageError::Old);
@@ -164,8 +154,9 @@ fn load_bzimage(
         0 => 4,
         sectors => sectors,
     };
-    let payload = (setup_sectors + 1) * 512;
-    let len = kernel.len().checked_sub(payload).filter(|len| *len > 0).ok_or(ImageError::Damaged)?;
+    let code = kernel.get((setup_sectors as usize + 1) * 512..).filter(|code| !code.is_empty());
+    let code = code.ok_or(ImageError::Damaged)?;
+    let len = code.len() as u64;
     // syssize, in units of 16 bytes: a file that ends earlier was cut short (a signature may follow).
     if get(0x1F4, 4)? * 16 > len {
         return Err(ImageError::Damaged);
@@ -173,63 +164,67 @@ fn load_bzimage(
     let (load, init_size) = (get(0x258, 8)?, get(0x260, 4)?.max(len));
     let end = load.checked_add(init_size).ok_or(ImageError::Damaged)?;
     if load < 1 << 20 || len > MAX_IMAGE || end > params.layout.low {
-        return Err(ImageError::NoRoom { needs_mib: (end >> 20) + 16 });
+        return Err(no_room(end));
     }
-    copy(kernel, payload, len, Gpa(load), sink, end)?;
-    let header_end = 0x202 + get(0x201, 1)? as usize;
-    let setup = header.get(0x1F1..header_end.min(header.len())).ok_or(ImageError::Damaged)?;
-    zero_page.get_mut(0x1F1..0x1F1 + setup.len()).ok_or(ImageError::Damaged)?.copy_from_slice(setup);
+    sink.write(Gpa(load), code).map_err(|_| no_room(end))?;
+    let header_end = (0x202 + get(0x201, 1)? as usize).min(HEADER_END);
+    let setup = kernel.get(0x1F1..header_end).ok_or(ImageError::Damaged)?;
+    zero_page.get_mut(0x1F1..header_end).ok_or(ImageError::Damaged)?.copy_from_slice(setup);
     Ok(Image { entry: load + 0x200, end, initrd_max: get(0x22C, 4)? })
 }
 
+/// Where the part of boot_params that comes from the file ends at the latest.
+const HEADER_END: usize = 0x280;
 /// Program headers at most.
 const MAX_PHDRS: u64 = 16;
 const PT_LOAD: u64 = 1;
 
-fn load_elf(kernel: &dyn Source, header: &[u8], params: &Params<'_>, sink: &mut dyn Sink) -> Result<Image, ImageError> {
-    let get = |offset, len| field(header, offset, len).ok_or(ImageError::Damaged);
-    let (entry, table, size, count) = (get(0x18, 8)?, get(0x20, 8)?, get(0x36, 2)?, get(0x38, 2)?);
+fn load_elf(kernel: &[u8], params: &Params<'_>, sink: &mut dyn Sink) -> Result<Image, ImageError> {
+    let get = |offset, len| field(kernel, offset, len).ok_or(ImageError::Damaged);
+    let (entry, table, size, count) = (get(0x18, 8)?, get(0x20, 8)? as usize, get(0x36, 2)? as usize, get(0x38, 2)?);
     if size < 56 || count > MAX_PHDRS {
         return Err(ImageError::Damaged);
     }
     let mut end = 1 << 20;
-    for n in 0..count {
-        let mut phdr = [0; 56];
-        kernel.read(table.checked_add(n * size).ok_or(ImageError::Damaged)?, &mut phdr)?;
-        let get = |offset, len| field(&phdr, offset, len).ok_or(ImageError::Damaged);
+    for n in 0..count as usize {
+        let header = table.checked_add(n * size).and_then(|at| kernel.get(at..)).ok_or(ImageError::Damaged)?;
+        let get = |offset, len| field(header, offset, len).ok_or(ImageError::Damaged);
         if get(0, 4)? != PT_LOAD {
             continue;
         }
         let (offset, base, file_len, len) = (get(8, 8)?, get(0x18, 8)?, get(0x20, 8)?, get(0x28, 8)?);
         let top = base.checked_add(len.max(file_len)).ok_or(ImageError::Damaged)?;
         if base < 1 << 20 || len > MAX_IMAGE || top > params.layout.low {
-            return Err(ImageError::NoRoom { needs_mib: (top >> 20) + 16 });
+            return Err(no_room(top));
         }
-        copy(kernel, offset, file_len, Gpa(base), sink, top)?;
-        zero(Gpa(base + file_len), len.saturating_sub(file_len), sink, top)?;
+        let content = kernel.get(offset as usize..).and_then(|rest| rest.get(..file_len as usize));
+        sink.write(Gpa(base), content.ok_or(ImageError::Damaged)?).map_err(|_| no_room(top))?;
+        zero(Gpa(base + file_len), len.saturating_sub(file_len), sink).map_err(|_| no_room(top))?;
         end = end.max(top);
     }
     Ok(Image { entry, end, initrd_max: u64::from(u32::MAX) })
 }
 
 fn load_initrd(
-    initrd: &dyn Source,
+    initrd: &[u8],
     image: &Image,
     params: &Params<'_>,
     sink: &mut dyn Sink,
     zero_page: &mut [u8; 4096],
 ) -> Result<(), ImageError> {
-    let len = initrd.len();
+    let len = initrd.len() as u64;
     let top = params.layout.low.min(image.initrd_max.saturating_add(1));
-    let needs_mib = ((image.end + len) >> 20) + 16;
-    let base = top.checked_sub(len).ok_or(ImageError::NoRoom { needs_mib })? & !0xFFF;
-    if base < image.end {
-        return Err(ImageError::NoRoom { needs_mib });
-    }
-    copy(initrd, 0, len, Gpa(base), sink, top)?;
+    let no_room = || no_room(image.end + len);
+    let base = top.checked_sub(len).map(|base| base & !0xFFF).filter(|base| *base >= image.end).ok_or_else(no_room)?;
+    sink.write(Gpa(base), initrd).map_err(|_| no_room())?;
     put(zero_page, 0x218, &(base as u32).to_le_bytes())?;
     put(zero_page, 0x21C, &(len as u32).to_le_bytes())?;
     Ok(())
+}
+
+/// For a guest whose low memory would have to reach to `end`, and some way beyond.
+fn no_room(end: u64) -> ImageError {
+    ImageError::NoRoom { needs_mib: (end >> 20) + 16 }
 }
 
 /// The fields that a boot loader fills in (zero-page.rst and boot.rst).
@@ -284,35 +279,11 @@ fn write_page_tables(sink: &mut dyn Sink) -> Result<(), OutOfRange> {
     Ok(())
 }
 
-fn copy(
-    source: &dyn Source,
-    offset: u64,
-    len: u64,
-    target: Gpa,
-    sink: &mut dyn Sink,
-    top: u64,
-) -> Result<(), ImageError> {
-    let mut chunk = [0; CHUNK];
-    let mut done = 0;
-    while done < len {
+fn zero(target: Gpa, len: u64, sink: &mut dyn Sink) -> Result<(), OutOfRange> {
+    let piece = [0; CHUNK];
+    for done in (0..len).step_by(CHUNK) {
         let take = (len - done).min(CHUNK as u64) as usize;
-        let piece = chunk.get_mut(..take).ok_or(ImageError::Damaged)?;
-        source.read(offset.checked_add(done).ok_or(ImageError::Damaged)?, piece)?;
-        let room = ImageError::NoRoom { needs_mib: (top >> 20) + 16 };
-        sink.write(target.wrapping_add(done), piece).map_err(|_| room)?;
-        done += take as u64;
-    }
-    Ok(())
-}
-
-fn zero(target: Gpa, len: u64, sink: &mut dyn Sink, top: u64) -> Result<(), ImageError> {
-    let mut done = 0;
-    while done < len {
-        let take = (len - done).min(CHUNK as u64);
-        let piece = [0; CHUNK];
-        let room = ImageError::NoRoom { needs_mib: (top >> 20) + 16 };
-        sink.write(target.wrapping_add(done), piece.get(..take as usize).unwrap_or_default()).map_err(|_| room)?;
-        done += take;
+        sink.write(target.wrapping_add(done), piece.get(..take).unwrap_or_default())?;
     }
     Ok(())
 }
@@ -320,7 +291,7 @@ fn zero(target: Gpa, len: u64, sink: &mut dyn Sink, top: u64) -> Result<(), Imag
 /// A little-endian field of 1 to 8 bytes.
 fn field(bytes: &[u8], offset: usize, len: usize) -> Option<u64> {
     let mut raw = [0; 8];
-    raw.get_mut(..len)?.copy_from_slice(bytes.get(offset..offset + len)?);
+    raw.get_mut(..len)?.copy_from_slice(bytes.get(offset..)?.get(..len)?);
     Some(u64::from_le_bytes(raw))
 }
 
@@ -364,8 +335,7 @@ mod tests {
         let mut ram = Ram(vec![0; mib << 20]);
         let layout = e820::Layout::new((mib as u64) << 20);
         let params = Params { cmdline: "console=ttyS0", layout: &layout, rsdp: Gpa(0xE_0000) };
-        let initrd = initrd.as_ref().map(|bytes| bytes as &dyn Source);
-        load(&kernel, initrd, &params, &mut ram).map(|entry| (entry, ram.0))
+        load(kernel, initrd, &params, &mut ram).map(|entry| (entry, ram.0))
     }
 
     #[test]
@@ -441,7 +411,7 @@ mod tests {
             }
             let layout = e820::Layout::new(24 << 20);
             let params = Params { cmdline: "", layout: &layout, rsdp: Gpa(0) };
-            let _ = load(&&image[..], None, &params, &mut Nowhere);
+            let _ = load(&image, None, &params, &mut Nowhere);
         }
     }
 
