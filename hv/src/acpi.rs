@@ -1,7 +1,6 @@
 //! What Prism takes from the firmware's ACPI tables: CPUs, I/O APICs, PCI configuration space, the PM timer, power-off.
 //! The tables are firmware, and so trusted; odd ones are reported, not survived at any price.
 
-use core::fmt;
 use core::ptr::NonNull;
 
 use acpi::address::AddressSpace;
@@ -11,6 +10,7 @@ use acpi::mcfg::Mcfg;
 use acpi::{AcpiError, AcpiHandler, AcpiTables, PhysicalMapping};
 use arrayvec::ArrayVec;
 use hv_defs::Hpa;
+use thiserror::Error;
 
 use crate::bootinfo::AcpiRoot;
 use crate::paging;
@@ -77,21 +77,14 @@ pub struct Facts {
 }
 
 /// Why the tables are of no use.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum Error {
     /// No table, or none that parses.
+    #[error("acpi: no usable tables ({0:?}); enable ACPI in the firmware")]
     Tables(AcpiError),
     /// They do not say which CPUs there are.
+    #[error("acpi: no usable MADT ({0:?}); enable the APIC in the firmware")]
     NoMadt(AcpiError),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tables(error) => write!(f, "acpi: no usable tables ({error:?}); enable ACPI in the firmware"),
-            Self::NoMadt(error) => write!(f, "acpi: no usable MADT ({error:?}); enable the APIC in the firmware"),
-        }
-    }
 }
 
 impl Facts {

@@ -6,10 +6,9 @@ mod multiboot1;
 mod multiboot2;
 mod pvh;
 
-use core::fmt;
-
 use arrayvec::{ArrayString, ArrayVec};
 use hv_defs::Hpa;
+use thiserror::Error;
 
 use crate::phys::{self, Window};
 
@@ -57,14 +56,12 @@ pub struct Region {
 }
 
 /// A file that the boot loader put into memory.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Module {
     /// First byte.
     pub start: Hpa,
     /// Size in bytes.
     pub len: u64,
-    /// Words given with it; the first is usually the file's name.
-    pub command_line: ArrayString<256>,
 }
 
 impl Module {
@@ -113,26 +110,17 @@ pub struct BootInfo {
 }
 
 /// Why a boot information is of no use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum BootError {
     /// Not entered by a protocol that Prism knows.
+    #[error("boot: unknown magic {0:#x}; boot Prism by multiboot, multiboot2 or PVH")]
     Magic(u32),
     /// The loader gave no memory map.
+    #[error("boot: the loader gave no memory map; use another loader")]
     NoMemoryMap,
     /// A structure does not parse.
+    #[error("boot: the loader's {0} does not parse; use another loader")]
     Malformed(&'static str),
-}
-
-impl fmt::Display for BootError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Magic(magic) => {
-                write!(f, "boot: unknown magic {magic:#x}; boot Prism by multiboot, multiboot2 or PVH")
-            }
-            Self::NoMemoryMap => f.write_str("boot: the loader gave no memory map; use another loader"),
-            Self::Malformed(what) => write!(f, "boot: the loader's {what} does not parse; use another loader"),
-        }
-    }
 }
 
 impl BootInfo {
@@ -207,10 +195,10 @@ impl BootInfo {
         let _full = self.memory.try_push(Region { start: Hpa(start), end: Hpa(end), kind });
     }
 
-    fn add_module(&mut self, start: u64, len: u64, command_line: ArrayString<256>) -> Result<(), BootError> {
+    fn add_module(&mut self, start: u64, len: u64) -> Result<(), BootError> {
         start.checked_add(len).ok_or(BootError::Malformed("module list"))?;
         self.modules
-            .try_push(Module { start: Hpa(start), len, command_line })
+            .try_push(Module { start: Hpa(start), len })
             .map_err(|_| BootError::Malformed("module list (more than 8 modules)"))
     }
 }

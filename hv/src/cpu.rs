@@ -1,19 +1,13 @@
 //! What Prism asks of every CPU, and the control registers it sets on each.
 
-use core::fmt;
-
 use raw_cpuid::CpuId as Cpuid;
+use thiserror::Error;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 /// Something that the CPU lacks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("cpu: no {0}; Prism needs a 64-bit Intel or AMD CPU of 2010 or later")]
 pub struct Missing(&'static str);
-
-impl fmt::Display for Missing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cpu: no {}; Prism needs a 64-bit Intel or AMD CPU of 2010 or later", self.0)
-    }
-}
 
 /// Checks what the code below the virtualization backends relies on.
 pub(crate) fn check() -> Result<(), Missing> {

@@ -10,6 +10,8 @@ use core::fmt;
 use hv_defs::regs::Xcr0;
 use hv_defs::{Gpa, Gva, Nanos, Width};
 use hv_emu::{Access, Decoded, Exception, Outcome};
+use strum::IntoStaticStr;
+use thiserror::Error;
 
 use self::bus::GuestBus;
 use crate::fpu;
@@ -19,50 +21,24 @@ use crate::vendor::{Direction, Event, Exit, VirtualCpu};
 use crate::vm::Fault;
 use crate::{say, time};
 
-/// Why a guest cannot go on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Why a guest cannot go on. For programs, the name of the variant is the cause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub(crate) enum Crash {
+    #[error("triple fault")]
     TripleFault,
+    #[error("the CPU refused the guest's state (exit {0:#x})")]
     EntryFailed(u64),
+    #[error("exit {0:#x}, which Prism does not know")]
     UnknownExit(u64),
+    #[error("hardware task switch")]
     TaskSwitch,
-    /// An instruction that Prism cannot emulate touched a device.
+    #[error("instruction at device memory {0:#x} that cannot be emulated")]
     Instruction(Gpa),
-    /// An interrupt or exception was delivered through device memory.
+    #[error("event delivery through device memory {0:#x}")]
     Delivery(Gpa),
-    /// The machine-check exception.
+    #[error("machine check")]
     MachineCheck,
-}
-
-impl Crash {
-    /// The cause in one word, for programs.
-    fn word(self) -> &'static str {
-        match self {
-            Self::TripleFault => "triple-fault",
-            Self::EntryFailed(_) => "entry-failed",
-            Self::UnknownExit(_) => "unknown-exit",
-            Self::TaskSwitch => "task-switch",
-            Self::Instruction(_) => "instruction",
-            Self::Delivery(_) => "delivery",
-            Self::MachineCheck => "machine-check",
-        }
-    }
-}
-
-impl fmt::Display for Crash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TripleFault => f.write_str("triple fault"),
-            Self::EntryFailed(code) => {
-                write!(f, "the CPU refused the guest's state (exit {code:#x})")
-            }
-            Self::UnknownExit(code) => write!(f, "exit {code:#x}, which Prism does not know"),
-            Self::TaskSwitch => f.write_str("hardware task switch"),
-            Self::Instruction(gpa) => write!(f, "instruction at device memory {gpa:#x} that cannot be emulated"),
-            Self::Delivery(gpa) => write!(f, "event delivery through device memory {gpa:#x}"),
-            Self::MachineCheck => f.write_str("machine check"),
-        }
-    }
 }
 
 /// Handles an exit; says what it was, for the counters.
@@ -75,7 +51,7 @@ pub(crate) fn handle<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit) -> Reason {
         Ok(reason) => reason,
         Err(crash) => {
             report(vcpu, crash);
-            vcpu.vm.crashed(crash.word());
+            vcpu.vm.crashed(crash.into());
             Reason::Fatal
         }
     }
@@ -103,7 +79,7 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
         }
         Exit::StringPort => {
             emulate(vcpu, now).ok_or(Crash::Instruction(Gpa(0)))?;
-            Reason::StringPort
+            Reason::PortString
         }
         Exit::NestedFault { gpa, direction } => nested_fault(vcpu, gpa, direction, now)?,
         Exit::MoveToCr8 => move_to_cr8(vcpu, now),

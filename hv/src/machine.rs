@@ -3,12 +3,12 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use hv_defs::Nanos;
 use hv_dev::pci::PciFunction;
 use spin::Once;
+use thiserror::Error;
 
 use crate::frame::Placement;
 use crate::load::{Bundle, Config, VmConfig};
@@ -52,30 +52,19 @@ pub struct MachineSetup {
 }
 
 /// Why the machine cannot start, as one line for the user.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum LaunchError {
     /// No usable virtualization extension.
+    #[error("{0}")]
     Missing(Missing),
     /// A VM does not fit.
+    #[error("prism.toml: vm \"{name}\", field memory_mib: {} MiB in one piece are not free on this machine; lower it", needs.needs_mib)]
     Memory {
         /// Its name.
         name: String,
         /// What it needs.
         needs: OutOfMemory,
     },
-}
-
-impl fmt::Display for LaunchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing(missing) => missing.fmt(f),
-            Self::Memory { name, needs } => write!(
-                f,
-                "prism.toml: vm \"{name}\", field memory_mib: {} MiB in one piece are not free on this machine; lower it",
-                needs.needs_mib
-            ),
-        }
-    }
 }
 
 impl LaunchError {

@@ -188,7 +188,7 @@ mod tests {
             .into_iter()
             .collect(),
             modules: [(0x12_0000, 0x1234), (0x9_8000, 0x6000)]
-                .map(|(start, len)| Module { start: Hpa(start), len, command_line: ArrayString::new() })
+                .map(|(start, len)| Module { start: Hpa(start), len })
                 .into_iter()
                 .collect::<ArrayVec<_, 8>>(),
             command_line: ArrayString::new(),

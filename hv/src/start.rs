@@ -1,11 +1,11 @@
 //! From the first Rust instruction to a machine on which guests can be set up.
 
 use alloc::boxed::Box;
-use core::fmt;
 use core::sync::atomic::Ordering;
 
 use hv_defs::Hpa;
 use spin::Once;
+use thiserror::Error;
 use x86_64::registers::control::Cr3;
 
 use crate::acpi::{self, Facts};
@@ -28,17 +28,22 @@ pub struct Platform {
 }
 
 /// Why Prism cannot run here. Its text is one line for the user.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum Error {
     /// The loader's information is of no use.
-    Boot(BootError),
+    #[error("{0}")]
+    Boot(#[from] BootError),
     /// The CPU lacks something.
-    Cpu(Missing),
+    #[error("{0}")]
+    Cpu(#[from] Missing),
     /// There is too little memory: so many bytes.
+    #[error("memory: the machine has {} MiB; Prism itself needs {} MiB, and the guests theirs on top", .0 >> 20, LEAST_BYTES >> 20)]
     Memory(u64),
     /// The ACPI tables are of no use.
-    Acpi(acpi::Error),
+    #[error("{0}")]
+    Acpi(#[from] acpi::Error),
     /// No counter to measure time by.
+    #[error("time: neither the ACPI PM timer nor the 8254 counts; enable one in the firmware")]
     NoTimer,
 }
 
@@ -48,25 +53,6 @@ impl Error {
         match self {
             Self::Memory(_) => Exit::Memory,
             _ => Exit::Machine,
-        }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Boot(error) => error.fmt(f),
-            Self::Cpu(missing) => missing.fmt(f),
-            Self::Memory(bytes) => write!(
-                f,
-                "memory: the machine has {} MiB; Prism itself needs {} MiB, and the guests theirs on top",
-                bytes >> 20,
-                LEAST_BYTES >> 20
-            ),
-            Self::Acpi(error) => error.fmt(f),
-            Self::NoTimer => {
-                f.write_str("time: neither the ACPI PM timer nor the 8254 counts; enable one in the firmware")
-            }
         }
     }
 }
@@ -86,7 +72,7 @@ pub fn platform() -> Option<&'static Platform> {
 pub fn boot(entry: BootEntry, image: &Image) -> Result<&'static Platform, Error> {
     console::init();
     tables::load_early_idt();
-    cpu::check().map_err(Error::Cpu)?;
+    cpu::check()?;
     let first_tables = current_tables();
     let boot = take_memory(entry, image)?;
     let short = |NoFrame| Error::Memory(memory::usable_bytes(&boot));
@@ -94,7 +80,7 @@ pub fn boot(entry: BootEntry, image: &Image) -> Result<&'static Platform, Error>
     console::init_buffers();
     cpu::init();
 
-    let acpi = Facts::read(boot.acpi).map_err(Error::Acpi)?;
+    let acpi = Facts::read(boot.acpi)?;
     if let Some((port, typ)) = acpi.power_off {
         power::set_power_off(port, typ);
     }
@@ -119,7 +105,7 @@ fn take_memory(entry: BootEntry, image: &Image) -> Result<BootInfo, Error> {
     // SAFETY: 1. The entry code maps the first 4 GiB at `DIRECT_BASE`. 2. The loader's structures lie outside the
     // image, so nothing refers to them.
     let first = unsafe { Window::new(Hpa(0), 4 << 30) };
-    let boot = BootInfo::parse(entry, first).map_err(Error::Boot)?;
+    let boot = BootInfo::parse(entry, first)?;
     let bytes = memory::usable_bytes(&boot);
     if bytes < LEAST_BYTES {
         return Err(Error::Memory(bytes));

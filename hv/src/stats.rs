@@ -2,10 +2,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Why guests exit, as fine as it is worth counting.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+use strum::{FromRepr, VariantNames};
+
+/// Why guests exit, as fine as it is worth counting. Tables and `@stat` lines have the names in kebab case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[repr(u8)]
-#[allow(missing_docs, reason = "`NAMES` says it")]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Reason {
     HostInterrupt,
     Window,
@@ -15,13 +18,13 @@ pub enum Reason {
     MsrWrite,
     PortRead,
     PortWrite,
-    StringPort,
-    ApicPage,
-    Chipset,
-    Bar,
+    PortString,
+    MmioApic,
+    MmioChipset,
+    MmioBar,
     TrackedWrite,
     StaleMapping,
-    UnknownMemory,
+    MmioUnknown,
     Xsetbv,
     CacheFlush,
     Hypercall,
@@ -35,44 +38,13 @@ pub enum Reason {
 }
 
 /// How many reasons there are.
-pub const REASONS: usize = 25;
-
-/// Their names, for tables and `@stat` lines.
-pub const NAMES: [&str; REASONS] = [
-    "host-interrupt",
-    "window",
-    "cpuid",
-    "hlt",
-    "msr-read",
-    "msr-write",
-    "port-read",
-    "port-write",
-    "port-string",
-    "mmio-apic",
-    "mmio-chipset",
-    "mmio-bar",
-    "tracked-write",
-    "stale-mapping",
-    "mmio-unknown",
-    "xsetbv",
-    "cache-flush",
-    "hypercall",
-    "undefined",
-    "exception",
-    "nmi",
-    "cr8",
-    "control-register",
-    "fatal",
-    "other",
-];
-
-const _: () = assert!(Reason::Other as usize + 1 == REASONS);
+const REASONS: usize = Reason::VARIANTS.len();
 
 /// Different unknown places that are remembered.
 const UNKNOWN: usize = 48;
 
 /// Something that nobody answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromRepr)]
 #[repr(u8)]
 pub enum Nobody {
     /// A port.
@@ -131,11 +103,6 @@ impl VmStats {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Exits for `reason`, and the ticks they took.
-    pub fn of(&self, reason: Reason) -> (u64, u64) {
-        self.at(reason as usize)
-    }
-
     fn at(&self, index: usize) -> (u64, u64) {
         let load = |counters: &[AtomicU64; REASONS]| counters.get(index).map_or(0, |n| n.load(Ordering::Relaxed));
         (load(&self.counts), load(&self.ticks))
@@ -143,11 +110,8 @@ impl VmStats {
 
     /// All reasons that occurred: name, exits, ticks.
     pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
-        NAMES
-            .iter()
-            .enumerate()
-            .map(|(index, name)| (*name, self.at(index).0, self.at(index).1))
-            .filter(|row| row.1 > 0)
+        let rows = Reason::VARIANTS.iter().enumerate().map(|(index, name)| (*name, self.at(index).0, self.at(index).1));
+        rows.filter(|row| row.1 > 0)
     }
 
     /// All exits.
@@ -183,12 +147,7 @@ impl VmStats {
     pub fn unanswered(&self) -> impl Iterator<Item = (Nobody, u64, u64)> {
         self.unknown.iter().filter_map(|slot| {
             let key = slot.key.load(Ordering::Relaxed);
-            let kind = match key >> 56 {
-                1 => Nobody::Port,
-                2 => Nobody::Memory,
-                3 => Nobody::Msr,
-                _ => return None,
-            };
+            let kind = Nobody::from_repr((key >> 56) as u8)?;
             Some((kind, key & ((1 << 56) - 1), slot.count.load(Ordering::Relaxed)))
         })
     }
@@ -204,12 +163,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn programs_find_the_names_that_they_know() {
+        for name in ["host-interrupt", "msr-read", "port-string", "mmio-apic", "mmio-bar", "mmio-unknown", "cr8", "nmi"]
+        {
+            assert!(Reason::VARIANTS.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
     fn exits_are_counted_by_reason() {
         let stats = VmStats::default();
         stats.exit(Reason::Cpuid, 10);
         stats.exit(Reason::Cpuid, 20);
-        stats.exit(Reason::Bar, 5);
-        assert_eq!(stats.of(Reason::Cpuid), (2, 30));
+        stats.exit(Reason::MmioBar, 5);
+        assert_eq!(stats.at(Reason::Cpuid as usize), (2, 30));
         assert_eq!(stats.rows().collect::<Vec<_>>(), [("cpuid", 2, 30), ("mmio-bar", 1, 5)]);
         assert_eq!(stats.total(), 3);
     }

@@ -68,10 +68,9 @@ fn modules(found: &mut BootInfo, memory: Window, start: u32, count: u32) -> Resu
     for index in 0..u64::from(count) {
         let at = u64::from(start) + index * MODULE_BYTES;
         let word = |offset: u64| word_at(memory, at + offset).map(u64::from).ok_or(BAD);
-        let (first, end, name) = (word(0)?, word(4)?, word(8)?);
+        let (first, end) = (word(0)?, word(4)?);
         let len = end.checked_sub(first).ok_or(BAD)?;
-        let command_line = if name == 0 { Default::default() } else { c_string(memory, name) };
-        found.add_module(first, len, command_line)?;
+        found.add_module(first, len)?;
     }
     Ok(())
 }
@@ -112,7 +111,6 @@ mod tests {
         assert_eq!(info.command_line.as_str(), "prism-hv selftest");
         assert_eq!(info.modules[0].start, Hpa(0x10_0000));
         assert_eq!(info.modules[0].len, 0x123);
-        assert_eq!(info.modules[0].command_line.as_str(), "bundle.cpio");
         assert_eq!(info.memory.len(), 2);
         assert_eq!((info.memory[1].start, info.memory[1].end), (Hpa(0x1_0010_0000), Hpa(0x1_4010_0000)));
         assert_eq!(info.memory[1].kind, RegionKind::Usable);

@@ -65,7 +65,7 @@ fn check_shapes(loaded: &BootInformation<'_>) -> Result<(), BootError> {
 fn add_module(found: &mut BootInfo, module: &ModuleTag) -> Result<(), BootError> {
     let (start, end) = (u64::from(module.start_address()), u64::from(module.end_address()));
     let len = end.checked_sub(start).ok_or(BootError::Malformed("module list"))?;
-    found.add_module(start, len, cut(module.cmdline().unwrap_or_default()))
+    found.add_module(start, len)
 }
 
 /// The loader passes a copy of the RSDP inside the information, so take the table's address from it.
@@ -120,7 +120,6 @@ mod tests {
         let info = parse(Hpa(0x1000), memory).unwrap();
         assert_eq!(info.command_line.as_str(), "selftest");
         assert_eq!((info.modules[0].start, info.modules[0].len), (Hpa(0x4000), 0x800));
-        assert_eq!(info.modules[0].command_line.as_str(), "self");
         assert_eq!(info.memory[0].end, Hpa(0x710_0000));
         assert_eq!(info.acpi, AcpiRoot::Table { revision: 0, address: Hpa(0x7FE_0000) });
     }

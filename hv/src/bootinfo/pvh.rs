@@ -65,11 +65,7 @@ fn modules(found: &mut BootInfo, memory: Window, start: u64, count: u32) -> Resu
     for index in 0..u64::from(count) {
         let at = start.checked_add(index * MODULE_BYTES).ok_or(BAD)?;
         let (base, len) = (memory.read_u64(at).ok_or(BAD)?, memory.read_u64(at + 8).ok_or(BAD)?);
-        let command_line = match memory.read_u64(at + 16).ok_or(BAD)? {
-            0 => Default::default(),
-            text => c_string(memory, text),
-        };
-        found.add_module(base, len, command_line)?;
+        found.add_module(base, len)?;
     }
     Ok(())
 }

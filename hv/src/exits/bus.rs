@@ -70,11 +70,11 @@ impl<'a> GuestBus<'a> {
     fn device_read(&mut self, gpa: Gpa, width: Width) -> u64 {
         let now = self.now;
         if let Some(offset) = self.apic_offset(gpa) {
-            self.reason = Reason::ApicPage;
+            self.reason = Reason::MmioApic;
             return apic_read(self.lapic, offset, width, now);
         }
         if let Some(place) = self.vm.find_bar(Space::Memory, gpa.0) {
-            self.reason = Reason::Bar;
+            self.reason = Reason::MmioBar;
             let mut bytes = [0; 8];
             let mapped = bytes.get_mut(..width.bytes()).and_then(|buf| self.vm.read_mapped(gpa, buf));
             if mapped.is_some() {
@@ -84,10 +84,10 @@ impl<'a> GuestBus<'a> {
             return value.unwrap_or(u64::MAX);
         }
         if let Some(value) = self.vm.with_chipset(|chipset, wires| chipset.mmio_read(gpa, width, now, wires)) {
-            self.reason = Reason::Chipset;
+            self.reason = Reason::MmioChipset;
             return value;
         }
-        self.reason = Reason::UnknownMemory;
+        self.reason = Reason::MmioUnknown;
         self.vm.stats().nobody(Nobody::Memory, gpa.0);
         u64::MAX
     }
@@ -95,7 +95,7 @@ impl<'a> GuestBus<'a> {
     fn device_write(&mut self, gpa: Gpa, width: Width, value: u64) {
         let now = self.now;
         if let Some(offset) = self.apic_offset(gpa) {
-            self.reason = Reason::ApicPage;
+            self.reason = Reason::MmioApic;
             // Registers are written whole; what is not 32 bits wide at a register is dropped, as the SDM allows.
             if width == Width::B4 {
                 let mut bus = VcpuApicBus { vm: self.vm, index: self.index, now };
@@ -104,7 +104,7 @@ impl<'a> GuestBus<'a> {
             return;
         }
         if let Some(place) = self.vm.find_bar(Space::Memory, gpa.0) {
-            self.reason = Reason::Bar;
+            self.reason = Reason::MmioBar;
             let bytes = value.to_le_bytes();
             let mapped = bytes.get(..width.bytes()).and_then(|data| self.vm.write_mapped(gpa, data));
             if mapped.is_none() {
@@ -113,10 +113,10 @@ impl<'a> GuestBus<'a> {
             return;
         }
         if self.vm.with_chipset(|chipset, wires| chipset.mmio_write(gpa, width, value, now, wires)).is_some() {
-            self.reason = Reason::Chipset;
+            self.reason = Reason::MmioChipset;
             return;
         }
-        self.reason = Reason::UnknownMemory;
+        self.reason = Reason::MmioUnknown;
         self.vm.stats().nobody(Nobody::Memory, gpa.0);
     }
 }

@@ -214,7 +214,7 @@ fn mmio_is_emulated_and_tracked_pages_are_not() {
     // mov eax, [0xFEC00000]
     let mut vcpu = one(&[0xA1, 0x00, 0x00, 0xC0, 0xFE]);
     let fault = |gpa, direction| Exit::NestedFault { gpa: Gpa(gpa), direction };
-    assert_eq!(handle(&mut vcpu, fault(0xFEC0_0000, Direction::Read)), Reason::Chipset);
+    assert_eq!(handle(&mut vcpu, fault(0xFEC0_0000, Direction::Read)), Reason::MmioChipset);
     assert_eq!(vcpu.hw.rip(), CODE + 5);
     let gfn = Gpa(0x20_0000).gfn();
     vcpu.vm.track(gfn).unwrap();

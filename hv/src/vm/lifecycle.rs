@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use hv_defs::Nanos;
 use spin::Mutex;
+use strum::FromRepr;
 
 use super::Vm;
 use crate::load::OnCrash;
@@ -16,7 +17,7 @@ use crate::percpu::CpuId;
 use crate::{cpus, say, time};
 
 /// What is asked of a VM.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, FromRepr)]
 #[repr(u8)]
 pub enum Request {
     /// Nothing.
@@ -32,7 +33,7 @@ pub enum Request {
 }
 
 /// What a VM is doing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromRepr)]
 #[repr(u8)]
 pub enum Status {
     /// Not yet started.
@@ -82,13 +83,7 @@ impl Lifecycle {
     }
 
     fn requested(&self) -> Request {
-        match self.request.load(Ordering::SeqCst) {
-            1 => Request::Reset,
-            2 => Request::PowerOff,
-            3 => Request::Crash,
-            4 => Request::Kill,
-            _ => Request::None,
-        }
+        Request::from_repr(self.request.load(Ordering::SeqCst)).unwrap_or(Request::None)
     }
 }
 
@@ -103,13 +98,7 @@ impl Vm {
 
     /// What the VM is doing.
     pub fn status(&self) -> Status {
-        match self.lifecycle.status.load(Ordering::SeqCst) {
-            1 => Status::Running,
-            2 => Status::Off,
-            3 => Status::Crashed,
-            4 => Status::Killed,
-            _ => Status::New,
-        }
+        Status::from_repr(self.lifecycle.status.load(Ordering::SeqCst)).unwrap_or(Status::New)
     }
 
     /// Whether it has stopped for good, unless the user resets it.
