@@ -215,11 +215,6 @@ impl Chipset {
         result
     }
 
-    /// How many bytes `console_input` takes before it is full.
-    pub fn console_room(&self) -> usize {
-        self.uart.room()
-    }
-
     /// Presses the power button: a guest with ACPI shuts down by itself.
     pub fn press_power_button(&mut self, now: Nanos, wires: &mut dyn Wires) {
         self.pm.press_power_button();

@@ -5,8 +5,9 @@ use crate::wires::Level;
 const SLAVE_INPUT: u8 = 2;
 
 /// Which of the pair.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum Chip {
+    #[default]
     Master,
     Slave,
 }
@@ -50,21 +51,11 @@ impl PicPair {
     /// The CPU's interrupt acknowledge cycle: yields the vector. With nothing to deliver it is the spurious one.
     pub(super) fn acknowledge(&mut self) -> u8 {
         let vector = match self.master.candidate() {
-            None => self.master.base | 7,
             Some(SLAVE_INPUT) => {
                 self.master.take(SLAVE_INPUT);
-                match self.slave.candidate() {
-                    None => self.slave.base | 7,
-                    Some(input) => {
-                        self.slave.take(input);
-                        self.slave.base | input
-                    }
-                }
+                self.slave.acknowledge()
             }
-            Some(input) => {
-                self.master.take(input);
-                self.master.base | input
-            }
+            _ => self.master.acknowledge(),
         };
         self.cascade();
         vector
@@ -82,19 +73,13 @@ impl PicPair {
     }
 
     /// Edge/level control register: a set bit makes the line level-triggered.
-    pub(super) fn elcr(&self, chip: Chip) -> u8 {
-        match chip {
-            Chip::Master => self.master.elcr,
-            Chip::Slave => self.slave.elcr,
-        }
+    pub(super) fn elcr(&mut self, chip: Chip) -> u8 {
+        self.chip(chip).elcr
     }
 
     /// Writes ELCR; lines 0, 1, 2, 8 and 13 are always edge-triggered.
     pub(super) fn set_elcr(&mut self, chip: Chip, value: u8) {
-        match chip {
-            Chip::Master => self.master.elcr = value & 0xF8,
-            Chip::Slave => self.slave.elcr = value & 0xDE,
-        }
+        self.chip(chip).elcr = value & if chip == Chip::Master { 0xF8 } else { 0xDE };
     }
 
     fn chip(&mut self, chip: Chip) -> &mut Pic {
@@ -110,15 +95,16 @@ impl PicPair {
 }
 
 /// What the next write to the data port means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 enum Init {
+    #[default]
     Done,
     Icw2,
     Icw3,
     Icw4,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 struct Pic {
     chip: Chip,
     irr: u8,
@@ -142,25 +128,7 @@ struct Pic {
 
 impl Pic {
     fn new(chip: Chip) -> Self {
-        Self {
-            chip,
-            irr: 0,
-            isr: 0,
-            mask: 0xFF,
-            lines: 0,
-            elcr: 0,
-            base: 0,
-            lowest: 7,
-            init: Init::Done,
-            wants_icw4: false,
-            single: false,
-            auto_eoi: false,
-            rotate_on_auto_eoi: false,
-            special_fully_nested: false,
-            special_mask: false,
-            read_isr: false,
-            poll: false,
-        }
+        Self { chip, mask: 0xFF, lowest: 7, ..Self::default() }
     }
 
     fn set_line(&mut self, input: u8, level: Level) {
@@ -200,6 +168,13 @@ impl Pic {
 
     fn at_rank(&self, rank: u8) -> u8 {
         (self.lowest + 1 + rank) & 7
+    }
+
+    /// Takes what is to be delivered, and yields its vector.
+    fn acknowledge(&mut self) -> u8 {
+        let input = self.candidate();
+        input.into_iter().for_each(|input| self.take(input));
+        self.base | input.unwrap_or(7)
     }
 
     fn take(&mut self, input: u8) {

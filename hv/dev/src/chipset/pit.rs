@@ -21,7 +21,7 @@ pub(super) struct Pit {
 
 impl Pit {
     pub(super) fn new() -> Self {
-        let mut channels = [Channel::new(), Channel::new(), Channel::new()];
+        let mut channels: [Channel; 3] = Default::default();
         if let Some(speaker) = channels.get_mut(SPEAKER_CHANNEL) {
             speaker.gate = Gate::Low(0);
         }
@@ -89,22 +89,24 @@ impl Pit {
 }
 
 /// Which byte an access goes to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 enum Access {
-    Low,
-    High,
+    Low = 1,
+    High = 2,
     /// Low, then high.
-    Both,
+    #[default]
+    Both = 3,
 }
 
 /// The gate input; `Low` remembers how far a paused count had come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 enum Gate {
+    #[default]
     High,
     Low(u64),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 struct Channel {
     mode: u8,
     access: Access,
@@ -123,22 +125,6 @@ struct Channel {
 }
 
 impl Channel {
-    fn new() -> Self {
-        Self {
-            mode: 0,
-            access: Access::Both,
-            bcd: false,
-            reload: 0,
-            start: Nanos(0),
-            gate: Gate::High,
-            low_written: None,
-            high_next: false,
-            latched: None,
-            status: None,
-            risen: 0,
-        }
-    }
-
     fn control(&mut self, value: u8, now: Nanos) {
         self.access = match value >> 4 & 3 {
             0 => {
@@ -278,15 +264,8 @@ impl Channel {
             self.latch(now);
         }
         if value & 0x10 == 0 && self.status.is_none() {
-            let access = match self.access {
-                Access::Low => 1,
-                Access::High => 2,
-                Access::Both => 3,
-            };
-            let null_count = u8::from(self.reload == 0);
-            self.status = Some(
-                u8::from(self.output(now)) << 7 | null_count << 6 | access << 4 | self.mode << 1 | u8::from(self.bcd),
-            );
+            let (output, null_count) = (u8::from(self.output(now)) << 7, u8::from(self.reload == 0) << 6);
+            self.status = Some(output | null_count | (self.access as u8) << 4 | self.mode << 1 | u8::from(self.bcd));
         }
     }
 

@@ -45,7 +45,7 @@ const MSR_CONNECTED: u8 = 0xB0;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Full;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Uart {
     ier: u8,
     fcr: u8,
@@ -62,17 +62,7 @@ pub(super) struct Uart {
 
 impl Uart {
     pub(super) fn new() -> Self {
-        Self {
-            ier: 0,
-            fcr: 0,
-            lcr: 0,
-            mcr: 0,
-            scratch: 0,
-            divisor: 12,
-            overrun: false,
-            transmit_pending: false,
-            received: ArrayVec::new(),
-        }
+        Self { divisor: 12, ..Self::default() }
     }
 
     /// The interrupt output; OUT2 lets it onto the bus.
@@ -83,11 +73,6 @@ impl Uart {
     /// A byte arrives.
     pub(super) fn receive(&mut self, byte: u8) -> Result<(), Full> {
         self.received.try_push(byte).map_err(|_| Full)
-    }
-
-    /// Bytes that can still arrive.
-    pub(super) fn room(&self) -> usize {
-        self.received.remaining_capacity()
     }
 
     pub(super) fn read(&mut self, register: u8) -> u8 {
@@ -102,7 +87,8 @@ impl Uart {
             (4, _) => self.mcr,
             (5, _) => {
                 let overrun = if core::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
-                self.data_ready() | LSR_EMPTY | overrun
+                let ready = if self.received.is_empty() { 0 } else { LSR_DATA };
+                ready | LSR_EMPTY | overrun
             }
             (6, _) => self.modem_status(),
             _ => self.scratch,
@@ -184,10 +170,6 @@ impl Uart {
             (_, 2) => 8,
             _ => 14,
         }
-    }
-
-    fn data_ready(&self) -> u8 {
-        if self.received.is_empty() { 0 } else { LSR_DATA }
     }
 
     fn modem_status(&self) -> u8 {
@@ -276,7 +258,7 @@ mod tests {
     fn the_ring_fills_up_and_drains_in_order() {
         let (mut uart, _) = ready();
         (0..=255).for_each(|byte| uart.receive(byte).unwrap());
-        assert_eq!((uart.receive(0), uart.room()), (Err(Full), 0));
+        assert_eq!(uart.receive(0), Err(Full));
         (0..=255).for_each(|byte| assert_eq!(uart.read(0), byte));
     }
 
