@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod apic;
 pub mod cpuid;
 pub mod msr;
 pub mod paging;

@@ -1,10 +1,11 @@
 //! The register file and priority logic of one local APIC.
 
+use hv_defs::apic::*;
+use hv_defs::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
 use hv_defs::{Gpa, Nanos};
 
 use super::GeneralProtection;
 use super::posted::{Addressing, Flags, Model, Posted};
-use super::regs::*;
 use super::timer::{Deadline, Timer, TimerMode};
 use super::vectors::VectorSet;
 use crate::message::{Delivery, Destination, Message, Trigger};
@@ -58,7 +59,7 @@ pub struct Signals {
 }
 
 /// The local APIC of one vCPU, owned by it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Lapic {
     id: u32,
     base: u64,
@@ -89,25 +90,8 @@ impl Lapic {
     /// the crystal's frequency by CPUID leaf 0x15 must be told this one.
     pub fn new(id: u32, bootstrap: Bootstrap, timer_hz: u32) -> Self {
         let bsp = if bootstrap == Bootstrap::Yes { BASE_BSP } else { 0 };
-        let mut lapic = Self {
-            id,
-            base: BASE_DEFAULT | BASE_EN | bsp,
-            tpr: 0,
-            ldr: 0,
-            dfr: 0,
-            svr: 0,
-            errors: 0,
-            errors_latched: 0,
-            icr: 0,
-            lvt: [0; LVT_COUNT],
-            timer: Timer::new(timer_hz),
-            isr: VectorSet::default(),
-            irr: VectorSet::default(),
-            tmr: VectorSet::default(),
-            lint0: false,
-            extint: false,
-            nmi: false,
-        };
+        let base = BASE_DEFAULT | BASE_EN | bsp;
+        let mut lapic = Self { id, base, timer: Timer::new(timer_hz), ..Self::default() };
         lapic.reset_init();
         lapic
     }
@@ -234,7 +218,7 @@ impl Lapic {
 
     /// The page that answers as registers; `None` unless in xAPIC mode.
     pub fn page(&self) -> Option<Gpa> {
-        (self.mode() == Mode::XApic).then_some(Gpa(self.base & 0x000F_FFFF_FFFF_F000))
+        (self.mode() == Mode::XApic).then_some(Gpa(self.base & BASE_ADDRESS))
     }
 
     /// APIC ID.
@@ -295,8 +279,8 @@ impl Lapic {
     /// The guest gets #GP(0).
     pub fn msr_read(&mut self, msr: u32, now: Nanos) -> Result<u64, GeneralProtection> {
         match msr {
-            MSR_APIC_BASE => Ok(self.base),
-            MSR_TSC_DEADLINE => Ok(self.timer.tsc_deadline()),
+            IA32_APIC_BASE => Ok(self.base),
+            IA32_TSC_DEADLINE => Ok(self.timer.tsc_deadline()),
             _ => match self.x2apic_register(msr)? {
                 ID => Ok(u64::from(self.id)),
                 ICR => Ok(self.icr),
@@ -318,8 +302,8 @@ impl Lapic {
         bus: &mut dyn ApicBus,
     ) -> Result<(), GeneralProtection> {
         match msr {
-            MSR_APIC_BASE => return self.set_base(value),
-            MSR_TSC_DEADLINE => {
+            IA32_APIC_BASE => return self.set_base(value),
+            IA32_TSC_DEADLINE => {
                 self.timer.set_tsc_deadline(value);
                 return Ok(());
             }
@@ -406,7 +390,7 @@ impl Lapic {
 
     fn x2apic_register(&self, msr: u32) -> Result<u8, GeneralProtection> {
         match msr {
-            MSR_X2APIC_FIRST..=MSR_X2APIC_LAST if self.mode() == Mode::X2Apic => Ok((msr - MSR_X2APIC_FIRST) as u8),
+            X2APIC_FIRST..=X2APIC_LAST if self.mode() == Mode::X2Apic => Ok((msr - X2APIC_FIRST) as u8),
             _ => Err(GeneralProtection),
         }
     }

@@ -3,7 +3,6 @@
 
 mod lapic;
 mod posted;
-mod regs;
 #[cfg(test)]
 mod tests;
 mod timer;

@@ -55,12 +55,7 @@ pub(super) enum Model {
 
 impl Addressing {
     fn pack(self) -> u64 {
-        let model = match self.model {
-            Model::Flat => 0,
-            Model::Cluster => 1,
-            Model::X2Apic => 2,
-        };
-        u64::from(self.ldr) | model << 32 | u64::from(self.present) << 34 | u64::from(self.enabled) << 35
+        u64::from(self.ldr) | (self.model as u64) << 32 | u64::from(self.present) << 34 | u64::from(self.enabled) << 35
     }
 
     fn unpack(bits: u64) -> Self {
@@ -90,7 +85,7 @@ impl Addressing {
 }
 
 /// Mailbox of one vCPU. Shared by all CPUs; only [`super::Lapic::sync`], run by the owner, takes things out.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Posted {
     id: u32,
     flags: AtomicU32,
@@ -105,14 +100,7 @@ impl Posted {
     /// Makes the mailbox of the local APIC with this ID, in the state after power-on.
     pub fn new(id: u32) -> Self {
         let addressing = Addressing { ldr: 0, model: Model::Flat, present: true, enabled: false };
-        Self {
-            id,
-            flags: AtomicU32::new(0),
-            addressing: AtomicU64::new(addressing.pack()),
-            priority: AtomicU8::new(0),
-            requested: AtomicVectorSet::default(),
-            level: AtomicVectorSet::default(),
-        }
+        Self { id, addressing: AtomicU64::new(addressing.pack()), ..Self::default() }
     }
 
     /// APIC ID of the owner.

@@ -16,8 +16,9 @@ pub enum Deadline {
 }
 
 /// Timer mode: bits 18:17 of the LVT entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) enum TimerMode {
+    #[default]
     OneShot,
     Periodic,
     TscDeadline,
@@ -34,7 +35,7 @@ impl TimerMode {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Timer {
     hz: u32,
     mode: TimerMode,
@@ -48,15 +49,7 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn new(hz: u32) -> Self {
-        Self {
-            hz: hz.max(1),
-            mode: TimerMode::OneShot,
-            divide: 0,
-            initial: 0,
-            start: Nanos(0),
-            running: false,
-            tsc_deadline: 0,
-        }
+        Self { hz: hz.max(1), ..Self::default() }
     }
 
     pub(super) fn reset(&mut self) {
