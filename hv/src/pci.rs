@@ -14,8 +14,7 @@ use crate::mmio::Mmio;
 use crate::paging::{self, NoFrame};
 use crate::percpu::{self, CpuId};
 
-use self::config::ConfigSpace;
-pub use self::config::{Bar, BarKind};
+pub use self::config::{Bar, BarKind, ConfigSpace};
 
 /// Registers of configuration mechanism 1 (PCI Local Bus Specification 3.0, 3.2.2.3.2).
 const CONFIG_ADDRESS: u16 = 0xCF8;
@@ -61,55 +60,6 @@ impl Function {
         (found.read16(0) != u16::MAX).then_some(found)
     }
 
-    /// Reads an aligned dword of configuration space, of which there are 4096 bytes (256 by ports).
-    pub fn read32(self, offset: u16) -> u32 {
-        match self.window(offset) {
-            Some((window, at)) => window.read32(at),
-            None => self
-                .by_port(offset, |data| {
-                    // SAFETY: 1. The address port has been set to a function's register under the lock.
-                    unsafe { data.read() }
-                })
-                .unwrap_or(u32::MAX),
-        }
-    }
-
-    /// Writes an aligned dword of configuration space.
-    pub fn write32(self, offset: u16, value: u32) {
-        match self.window(offset) {
-            Some((window, at)) => window.write32(at, value),
-            None => self
-                .by_port(offset, |data| {
-                    // SAFETY: 1. As for `read32`. 2. What the write does is the caller's affair, as with every register.
-                    unsafe { data.write(value) };
-                })
-                .unwrap_or_default(),
-        }
-    }
-
-    /// Reads an aligned word of configuration space.
-    pub fn read16(self, offset: u16) -> u16 {
-        (self.read32(offset & !3) >> (8 * u32::from(offset & 2))) as u16
-    }
-
-    /// Reads a byte of configuration space.
-    pub fn read8(self, offset: u16) -> u8 {
-        (self.read32(offset & !3) >> (8 * u32::from(offset & 3))) as u8
-    }
-
-    /// Writes an aligned word of configuration space. Alone by mapped access: the other half of the dword may hold
-    /// bits that a written 1 clears.
-    pub fn write16(self, offset: u16, value: u16) {
-        match self.window(offset & !1) {
-            Some((window, at)) => window.write16(at, value),
-            None => {
-                let shift = 8 * u32::from(offset & 2);
-                let others = self.read32(offset & !3) & !(0xFFFF << shift);
-                self.write32(offset & !3, others | u32::from(value) << shift);
-            }
-        }
-    }
-
     /// Tells the function to decode, or not to.
     pub fn set_decode(self, decode: Decode) {
         let command = config::command_for(self.read16(config::COMMAND), decode);
@@ -150,15 +100,31 @@ impl Function {
 
 impl ConfigSpace for Function {
     fn read32(&self, offset: u16) -> u32 {
-        Self::read32(*self, offset)
+        match self.window(offset) {
+            Some((window, at)) => window.read32(at),
+            // SAFETY: 1. The address port has been set to a function's register under the lock.
+            None => self.by_port(offset, |data| unsafe { data.read() }).unwrap_or(u32::MAX),
+        }
     }
 
     fn write32(&self, offset: u16, value: u32) {
-        Self::write32(*self, offset, value);
+        match self.window(offset) {
+            Some((window, at)) => window.write32(at, value),
+            // SAFETY: 1. As for `read32`. 2. What the write does is the caller's affair, as with every register.
+            None => self.by_port(offset, |data| unsafe { data.write(value) }).unwrap_or_default(),
+        }
     }
 
+    /// Alone by mapped access: the other half of the dword may hold bits that a written 1 clears.
     fn write16(&self, offset: u16, value: u16) {
-        Self::write16(*self, offset, value);
+        match self.window(offset & !1) {
+            Some((window, at)) => window.write16(at, value),
+            None => {
+                let shift = 8 * u32::from(offset & 2);
+                let others = self.read32(offset & !3) & !(0xFFFF << shift);
+                self.write32(offset & !3, others | u32::from(value) << shift);
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::frame::{self, OwnerId, Placement};
 use crate::irq::{self, Pending};
-use crate::pci::{Decode, Function};
+use crate::pci::{ConfigSpace, Decode, Function};
 use crate::percpu::{self, CpuId};
 use crate::power::{self, Exit};
 use crate::smp;

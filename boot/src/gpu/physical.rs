@@ -2,7 +2,7 @@
 
 use gvt::{Aperture, ApertureAccess, Hw};
 use hv::mmio::Mmio;
-use hv::pci::Function;
+use hv::pci::{ConfigSpace, Function};
 
 /// Byte offset of the global page table in BAR0 (KBL PRM vol 2c, GTTMMADR).
 const GTT: u64 = 8 << 20;

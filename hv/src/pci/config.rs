@@ -55,16 +55,21 @@ pub struct Bar {
     pub kind: BarKind,
 }
 
-/// Configuration space, so that tests can have one.
-pub(super) trait ConfigSpace {
+/// Configuration space of a function: 4096 bytes (256 by ports).
+pub trait ConfigSpace {
+    /// Reads an aligned dword.
     fn read32(&self, offset: u16) -> u32;
+    /// Writes an aligned dword.
     fn write32(&self, offset: u16, value: u32);
+    /// Writes an aligned word.
     fn write16(&self, offset: u16, value: u16);
 
+    /// Reads an aligned word.
     fn read16(&self, offset: u16) -> u16 {
         (self.read32(offset & !3) >> (8 * u32::from(offset & 2))) as u16
     }
 
+    /// Reads a byte.
     fn read8(&self, offset: u16) -> u8 {
         (self.read32(offset & !3) >> (8 * u32::from(offset & 3))) as u8
     }
