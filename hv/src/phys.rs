@@ -3,8 +3,6 @@
 //! Prism maps all RAM at `DIRECT_BASE`, readable, writable, never executable. Nothing here ever makes a reference to
 //! that memory: guests and devices change it at any time, and a reference promises the compiler that they do not.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use hv_defs::Hpa;
 
 /// Where physical address 0 appears in Prism's own address space.
@@ -13,6 +11,25 @@ pub const DIRECT_BASE: u64 = 0xFFFF_8000_0000_0000;
 /// An access that is not wholly inside its window. Nothing was copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfWindow;
+
+macro_rules! aligned {
+    ($read:ident, $write:ident, $type:ty) => {
+        /// Reads an aligned word of that size; `None` outside the window or when misaligned.
+        pub fn $read(self, offset: u64) -> Option<$type> {
+            let at = self.aligned(offset, size_of::<$type>() as u64)?;
+            // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM without references.
+            Some(unsafe { pointer(at).cast::<$type>().read_volatile() })
+        }
+
+        /// Writes an aligned word of that size; `None` outside the window or when misaligned.
+        pub fn $write(self, offset: u64, value: $type) -> Option<()> {
+            let at = self.aligned(offset, size_of::<$type>() as u64)?;
+            // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM without references.
+            unsafe { pointer(at).cast::<$type>().write_volatile(value) };
+            Some(())
+        }
+    };
+}
 
 /// A stretch of RAM that is only ever accessed by copying.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,44 +106,8 @@ impl Window {
         Ok(())
     }
 
-    /// Reads an aligned dword; `None` outside the window or when misaligned.
-    pub fn read_u32(self, offset: u64) -> Option<u32> {
-        let at = self.aligned(offset, 4)?;
-        // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM without references.
-        Some(unsafe { pointer(at).cast::<u32>().read_volatile() })
-    }
-
-    /// Writes an aligned dword; `None` outside the window or when misaligned.
-    pub fn write_u32(self, offset: u64, value: u32) -> Option<()> {
-        let at = self.aligned(offset, 4)?;
-        // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM without references.
-        unsafe { pointer(at).cast::<u32>().write_volatile(value) };
-        Some(())
-    }
-
-    /// Reads an aligned qword; `None` outside the window or when misaligned.
-    pub fn read_u64(self, offset: u64) -> Option<u64> {
-        let at = self.aligned(offset, 8)?;
-        // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM without references.
-        Some(unsafe { pointer(at).cast::<u64>().read_volatile() })
-    }
-
-    /// Writes an aligned qword; `None` outside the window or when misaligned.
-    pub fn write_u64(self, offset: u64, value: u64) -> Option<()> {
-        let at = self.aligned(offset, 8)?;
-        // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM without references.
-        unsafe { pointer(at).cast::<u64>().write_volatile(value) };
-        Some(())
-    }
-
-    /// Replaces an aligned qword if it still is `old`; gives what was there. `None` outside the window or misaligned.
-    pub fn compare_exchange_u64(self, offset: u64, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        let at = self.aligned(offset, 8)?;
-        // SAFETY: 1. Inside the window and aligned. 2. `Window::new` promises RAM; the shared atomic made here lives
-        // for this call only, and every other access to the word is by hardware or by such copies.
-        let word = unsafe { AtomicU64::from_ptr(pointer(at).cast::<u64>()) };
-        Some(word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst))
-    }
+    aligned!(read_u32, write_u32, u32);
+    aligned!(read_u64, write_u64, u64);
 
     fn locate(self, offset: u64, len: u64) -> Result<Hpa, OutOfWindow> {
         let end = offset.checked_add(len).ok_or(OutOfWindow)?;
@@ -154,27 +135,21 @@ pub(crate) use fake::pointer;
 /// # Safety
 /// 1. `from` is readable for `buf.len()` bytes.
 unsafe fn copy_out(from: *const u8, buf: &mut [u8]) {
-    let head = buf.len().min(from.align_offset(8));
-    let (first, rest) = buf.split_at_mut(head);
     let mut at = from;
-    for byte in first {
-        // SAFETY: 1. Inside the source: one byte for each byte of `buf`.
-        unsafe {
+    let head = buf.len().min(from.align_offset(8));
+    let (head, rest) = buf.split_at_mut(head);
+    let (words, tail) = rest.as_chunks_mut::<8>();
+    // SAFETY: 1. Inside the source: as many bytes are loaded as `buf` has. 2. `at` is 8-byte aligned after the head.
+    unsafe {
+        for byte in head {
             *byte = at.read_volatile();
             at = at.add(1);
         }
-    }
-    let (words, tail) = rest.as_chunks_mut::<8>();
-    for word in words {
-        // SAFETY: 1. Inside the source. 2. `at` is 8-byte aligned after the head.
-        unsafe {
+        for word in words {
             *word = at.cast::<u64>().read_volatile().to_ne_bytes();
             at = at.add(8);
         }
-    }
-    for byte in tail {
-        // SAFETY: 1. Inside the source.
-        unsafe {
+        for byte in tail {
             *byte = at.read_volatile();
             at = at.add(1);
         }
@@ -276,14 +251,5 @@ mod tests {
         assert_eq!(window.read_u32(62), None);
         assert_eq!(window.part(32, 33), None);
         assert_eq!(window.part(32, 32).map(Window::base), Some(Hpa(0x1020)));
-    }
-
-    #[test]
-    fn exchanges_only_the_expected_value() {
-        let window = window(64);
-        window.write_u64(8, 7).unwrap();
-        assert_eq!(window.compare_exchange_u64(8, 6, 1), Some(Err(7)));
-        assert_eq!(window.compare_exchange_u64(8, 7, 1), Some(Ok(7)));
-        assert_eq!(window.read_u64(8), Some(1));
     }
 }

@@ -10,7 +10,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
-use crate::trap;
+use crate::trap::stub_address;
 
 /// Bytes of each emergency stack.
 const EMERGENCY_STACK: usize = 16 * 1024;
@@ -65,34 +65,21 @@ fn build_tss() -> TaskStateSegment {
 
 fn build_idt() -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
-    let stub = trap::stub_address;
+    macro_rules! handle {
+        ($($vector:literal $name:ident,)*) => { $(idt.$name.set_handler_addr(stub_address($vector));)* };
+    }
     // SAFETY: 1. Every stub saves and restores all registers and handles (or not) the error code of its vector.
     unsafe {
-        idt.divide_error.set_handler_addr(stub(0));
-        idt.debug.set_handler_addr(stub(1));
-        idt.non_maskable_interrupt.set_handler_addr(stub(2));
-        idt.breakpoint.set_handler_addr(stub(3));
-        idt.overflow.set_handler_addr(stub(4));
-        idt.bound_range_exceeded.set_handler_addr(stub(5));
-        idt.invalid_opcode.set_handler_addr(stub(6));
-        idt.device_not_available.set_handler_addr(stub(7));
-        idt.double_fault.set_handler_addr(stub(8));
-        idt.invalid_tss.set_handler_addr(stub(10));
-        idt.segment_not_present.set_handler_addr(stub(11));
-        idt.stack_segment_fault.set_handler_addr(stub(12));
-        idt.general_protection_fault.set_handler_addr(stub(13));
-        idt.page_fault.set_handler_addr(stub(14));
-        idt.x87_floating_point.set_handler_addr(stub(16));
-        idt.alignment_check.set_handler_addr(stub(17));
-        idt.machine_check.set_handler_addr(stub(18));
-        idt.simd_floating_point.set_handler_addr(stub(19));
-        idt.virtualization.set_handler_addr(stub(20));
-        idt.cp_protection_exception.set_handler_addr(stub(21));
-        idt.hv_injection_exception.set_handler_addr(stub(28));
-        idt.vmm_communication_exception.set_handler_addr(stub(29));
-        idt.security_exception.set_handler_addr(stub(30));
+        handle! {
+            0 divide_error, 1 debug, 2 non_maskable_interrupt, 3 breakpoint, 4 overflow, 5 bound_range_exceeded,
+            6 invalid_opcode, 7 device_not_available, 8 double_fault, 10 invalid_tss, 11 segment_not_present,
+            12 stack_segment_fault, 13 general_protection_fault, 14 page_fault, 16 x87_floating_point,
+            17 alignment_check, 18 machine_check, 19 simd_floating_point, 20 virtualization,
+            21 cp_protection_exception, 28 hv_injection_exception, 29 vmm_communication_exception,
+            30 security_exception,
+        }
         for (vector, entry) in (32u8..).zip(idt.slice_mut(32..)) {
-            entry.set_handler_addr(stub(vector));
+            entry.set_handler_addr(stub_address(vector));
         }
     }
     idt
@@ -100,12 +87,11 @@ fn build_idt() -> InterruptDescriptorTable {
 
 fn build_idt_with_stacks() -> InterruptDescriptorTable {
     let mut idt = build_idt();
-    let stub = trap::stub_address;
     // SAFETY: 1. As in `build_idt`. 2. `build_tss` gives every CPU these stacks, and `load` loads the TSS first.
     unsafe {
-        idt.non_maskable_interrupt.set_handler_addr(stub(2)).set_stack_index(IST_NMI);
-        idt.double_fault.set_handler_addr(stub(8)).set_stack_index(IST_DOUBLE_FAULT);
-        idt.machine_check.set_handler_addr(stub(18)).set_stack_index(IST_MACHINE_CHECK);
+        idt.non_maskable_interrupt.set_handler_addr(stub_address(2)).set_stack_index(IST_NMI);
+        idt.double_fault.set_handler_addr(stub_address(8)).set_stack_index(IST_DOUBLE_FAULT);
+        idt.machine_check.set_handler_addr(stub_address(18)).set_stack_index(IST_MACHINE_CHECK);
     }
     idt
 }

@@ -123,14 +123,8 @@ fn fatal(vector: u8, frame: &Frame) -> ! {
     crate::panic::begin();
     let name = NAMES.get(usize::from(vector)).copied().unwrap_or("?");
     say!("PANIC: exception {name} in Prism, error {:#x}, cr2 {:#x}", frame.error, Cr2::read_raw());
-    say!(
-        "  rip {:#018x} rsp {:#018x} rflags {:#x} cs {:#x} ss {:#x}",
-        frame.rip,
-        frame.rsp,
-        frame.rflags,
-        frame.cs,
-        frame.ss
-    );
+    let Frame { rip, rsp, rflags, cs, ss, .. } = *frame;
+    say!("  rip {rip:#018x} rsp {rsp:#018x} rflags {rflags:#x} cs {cs:#x} ss {ss:#x}");
     say!("  rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
     say!("  rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
     say!("  r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}", frame.r9, frame.r10, frame.r11, frame.r12);
