@@ -3,19 +3,20 @@
 
 use core::mem::offset_of;
 
+use zerocopy::FromZeros;
+
 /// CPUID leaf that describes SVM, and the feature bit of leaf 0x8000_0001 ECX.
 pub const CPUID_SVM: u32 = 0x8000_000A;
 pub const CPUID_8000_0001_ECX_SVM: u32 = 1 << 2;
 /// CPUID 0x8000_000A EDX.
 pub const FEATURE_NP: u32 = 1 << 0;
 pub const FEATURE_NRIPS: u32 = 1 << 3;
-pub const FEATURE_FLUSH_BY_ASID: u32 = 1 << 6;
 
 /// VM_CR (MSR 0xC001_0114): SVM was disabled by firmware.
 pub const VM_CR_SVMDIS: u64 = 1 << 4;
 
 /// One segment register in the state save area.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, FromZeros)]
 #[repr(C)]
 pub struct Segment {
     pub selector: u16,
@@ -65,7 +66,7 @@ pub struct Control {
 }
 
 /// The state save area (offset 0x400 of the VMCB).
-#[derive(Clone)]
+#[derive(Clone, FromZeros)]
 #[repr(C)]
 pub struct Save {
     pub es: Segment,
@@ -154,95 +155,6 @@ const _: () = {
     assert!(offset_of!(Save, lastexcpto) == 0x290);
 };
 
-impl Vmcb {
-    /// A control block of zeros: nothing intercepted, no state. `VMRUN` refuses it.
-    pub const fn zeroed() -> Self {
-        const SEGMENT: Segment = Segment { selector: 0, attrib: 0, limit: 0, base: 0 };
-        Self {
-            control: Control {
-                intercept_cr_read: 0,
-                intercept_cr_write: 0,
-                intercept_dr_read: 0,
-                intercept_dr_write: 0,
-                intercept_exceptions: 0,
-                intercept_misc1: 0,
-                intercept_misc2: 0,
-                intercept_misc3: 0,
-                reserved_018: [0; 0x24],
-                pause_filter_threshold: 0,
-                pause_filter_count: 0,
-                iopm_base_pa: 0,
-                msrpm_base_pa: 0,
-                tsc_offset: 0,
-                guest_asid: 0,
-                tlb_control: 0,
-                vintr: 0,
-                interrupt_shadow: 0,
-                exit_code: 0,
-                exit_info1: 0,
-                exit_info2: 0,
-                exit_int_info: 0,
-                np_enable: 0,
-                avic_apic_bar: 0,
-                ghcb: 0,
-                event_inj: 0,
-                n_cr3: 0,
-                lbr_virtualization_enable: 0,
-                vmcb_clean: 0,
-                nrip: 0,
-                fetched: 0,
-                guest_instruction_bytes: [0; 15],
-                reserved_0e0: [0; 0x320],
-            },
-            save: Save {
-                es: SEGMENT,
-                cs: SEGMENT,
-                ss: SEGMENT,
-                ds: SEGMENT,
-                fs: SEGMENT,
-                gs: SEGMENT,
-                gdtr: SEGMENT,
-                ldtr: SEGMENT,
-                idtr: SEGMENT,
-                tr: SEGMENT,
-                reserved_0a0: [0; 0x2B],
-                cpl: 0,
-                reserved_0cc: [0; 4],
-                efer: 0,
-                reserved_0d8: [0; 0x70],
-                cr4: 0,
-                cr3: 0,
-                cr0: 0,
-                dr7: 0,
-                dr6: 0,
-                rflags: 0,
-                rip: 0,
-                reserved_180: [0; 0x58],
-                rsp: 0,
-                reserved_1e0: [0; 0x18],
-                rax: 0,
-                star: 0,
-                lstar: 0,
-                cstar: 0,
-                sfmask: 0,
-                kernel_gs_base: 0,
-                sysenter_cs: 0,
-                sysenter_esp: 0,
-                sysenter_eip: 0,
-                cr2: 0,
-                reserved_248: [0; 0x20],
-                g_pat: 0,
-                dbgctl: 0,
-                br_from: 0,
-                br_to: 0,
-                lastexcpfrom: 0,
-                lastexcpto: 0,
-                reserved_298: [0; 0x968],
-            },
-        }
-    }
-}
-
 /// Intercepts, vector 3 (offset 0x00C).
 pub mod misc1 {
     pub const INTR: u32 = 1 << 0;
@@ -275,7 +187,6 @@ pub mod misc2 {
     pub const CLGI: u32 = 1 << 5;
     pub const SKINIT: u32 = 1 << 6;
     pub const RDTSCP: u32 = 1 << 7;
-    pub const ICEBP: u32 = 1 << 8;
     pub const WBINVD: u32 = 1 << 9;
     pub const MONITOR: u32 = 1 << 10;
     pub const MWAIT: u32 = 1 << 11;
@@ -286,11 +197,9 @@ pub mod misc2 {
 pub mod vintr {
     pub const V_TPR_MASK: u64 = 0xFF;
     pub const V_IRQ: u64 = 1 << 8;
-    pub const V_INTR_PRIO_SHIFT: u32 = 16;
     pub const V_INTR_PRIO_MASK: u64 = 0xF << 16;
     pub const V_IGN_TPR: u64 = 1 << 20;
     pub const V_INTR_MASKING: u64 = 1 << 24;
-    pub const V_INTR_VECTOR_SHIFT: u32 = 32;
 }
 
 /// EVENTINJ and EXITINTINFO.

@@ -4,9 +4,10 @@ use core::fmt;
 use core::ops::{Deref, DerefMut};
 
 use hv_defs::regs::{self, Efer, Rflags};
-use hv_defs::svm::{Segment, Vmcb, event, exit, ioio, misc1, misc2, npf, vintr};
+use hv_defs::svm::{Save, Segment, Vmcb, event, exit, ioio, misc1, misc2, npf, vintr};
 use hv_defs::{Frame, Gpa, Nanos, Width, msr, svm as defs};
 use hv_emu::{Bitness, Registers};
+use zerocopy::FromZeros;
 
 use super::Svm;
 use super::entry::{self, Gprs};
@@ -383,7 +384,7 @@ impl SvmVcpu {
         self.gprs.0[2] = u64::from(x86::cpuid(1, 0).eax);
         self.nmi = NmiState::Open;
         let save = &mut self.block.save;
-        *save = Vmcb::zeroed().save;
+        *save = Save::new_zeroed();
         let data = Segment { selector: 0, attrib: 0x93, limit: 0xFFFF, base: 0 };
         (save.ds, save.es, save.ss, save.fs, save.gs) = (data, data, data, data, data);
         save.cs = Segment { attrib: 0x9B, ..data };
