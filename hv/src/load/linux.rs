@@ -96,16 +96,17 @@ pub fn load(
     params: &Params<'_>,
     sink: &mut dyn Sink,
 ) -> Result<Entry, (Which, ImageError)> {
-    let mut zero_page = [0; 4096];
-    let image = load_kernel(kernel, params, sink, &mut zero_page).map_err(|error| (Which::Kernel, error))?;
+    let mut guest = Guest { params, sink, boot_params: [0; 4096] };
+    let image = guest.load_kernel(kernel).map_err(|error| (Which::Kernel, error))?;
     if let Some(initrd) = initrd {
-        load_initrd(initrd, &image, params, sink, &mut zero_page).map_err(|error| (Which::Initrd, error))?;
+        guest.load_initrd(initrd, &image).map_err(|error| (Which::Initrd, error))?;
     }
-    let written = fill_boot_params(params, &mut zero_page)
-        .and_then(|()| sink.write(BOOT_PARAMS, &zero_page))
-        .and_then(|()| write_cmdline(params.cmdline, sink))
-        .and_then(|()| write_gdt(sink))
-        .and_then(|()| write_page_tables(sink));
+    let written = guest
+        .fill_boot_params()
+        .and_then(|()| guest.sink.write(BOOT_PARAMS, &guest.boot_params))
+        .and_then(|()| write_cmdline(params.cmdline, guest.sink))
+        .and_then(|()| write_gdt(guest.sink))
+        .and_then(|()| write_page_tables(guest.sink));
     written.map_err(|_| (Which::Kernel, ImageError::NoRoom { needs_mib: 16 }))?;
     Ok(Entry {
         rip: image.entry,
@@ -124,123 +125,122 @@ struct Image {
     initrd_max: u64,
 }
 
-fn load_kernel(
-    kernel: &[u8],
-    params: &Params<'_>,
-    sink: &mut dyn Sink,
-    zero_page: &mut [u8; 4096],
-) -> Result<Image, ImageError> {
-    if field(kernel, 0x202, 4) == Some(u64::from(u32::from_le_bytes(*b"HdrS"))) {
-        load_bzimage(kernel, params, sink, zero_page)
-    } else if kernel.starts_with(b"\x7fELF\x02\x01") {
-        load_elf(kernel, params, sink)
-    } else {
-        Err(ImageError::Unknown)
-    }
-}
-
-fn load_bzimage(
-    kernel: &[u8],
-    params: &Params<'_>,
-    sink: &mut dyn Sink,
-    zero_page: &mut [u8; 4096],
-) -> Result<Image, ImageError> {
-    let get = |offset, len| field(kernel, offset, len).ok_or(ImageError::Damaged);
-    let (version, loadflags, xloadflags) = (get(0x206, 2)?, get(0x211, 1)?, get(0x236, 2)?);
-    if version < 0x20C || loadflags & 1 == 0 || xloadflags & 1 == 0 {
-        return Err(ImageError::Old);
-    }
-    let setup_sectors = match get(0x1F1, 1)? {
-        0 => 4,
-        sectors => sectors,
-    };
-    let code = kernel.get((setup_sectors as usize + 1) * 512..).filter(|code| !code.is_empty());
-    let code = code.ok_or(ImageError::Damaged)?;
-    let len = code.len() as u64;
-    // syssize, in units of 16 bytes: a file that ends earlier was cut short (a signature may follow).
-    if get(0x1F4, 4)? * 16 > len {
-        return Err(ImageError::Damaged);
-    }
-    let (load, init_size) = (get(0x258, 8)?, get(0x260, 4)?.max(len));
-    let end = load.checked_add(init_size).ok_or(ImageError::Damaged)?;
-    if load < 1 << 20 || len > MAX_IMAGE || end > params.layout.low {
-        return Err(no_room(end));
-    }
-    sink.write(Gpa(load), code).map_err(|_| no_room(end))?;
-    let header_end = (0x202 + get(0x201, 1)? as usize).min(HEADER_END);
-    let setup = kernel.get(0x1F1..header_end).ok_or(ImageError::Damaged)?;
-    zero_page.get_mut(0x1F1..header_end).ok_or(ImageError::Damaged)?.copy_from_slice(setup);
-    Ok(Image { entry: load + 0x200, end, initrd_max: get(0x22C, 4)? })
-}
-
 /// Where the part of boot_params that comes from the file ends at the latest.
 const HEADER_END: usize = 0x280;
 /// Program headers at most.
 const MAX_PHDRS: u64 = 16;
 const PT_LOAD: u64 = 1;
 
-fn load_elf(kernel: &[u8], params: &Params<'_>, sink: &mut dyn Sink) -> Result<Image, ImageError> {
-    let get = |offset, len| field(kernel, offset, len).ok_or(ImageError::Damaged);
-    let (entry, table, size, count) = (get(0x18, 8)?, get(0x20, 8)? as usize, get(0x36, 2)? as usize, get(0x38, 2)?);
-    if size < 56 || count > MAX_PHDRS {
-        return Err(ImageError::Damaged);
-    }
-    let mut end = 1 << 20;
-    for n in 0..count as usize {
-        let header = table.checked_add(n * size).and_then(|at| kernel.get(at..)).ok_or(ImageError::Damaged)?;
-        let get = |offset, len| field(header, offset, len).ok_or(ImageError::Damaged);
-        if get(0, 4)? != PT_LOAD {
-            continue;
-        }
-        let (offset, base, file_len, len) = (get(8, 8)?, get(0x18, 8)?, get(0x20, 8)?, get(0x28, 8)?);
-        let top = base.checked_add(len.max(file_len)).ok_or(ImageError::Damaged)?;
-        if base < 1 << 20 || len > MAX_IMAGE || top > params.layout.low {
-            return Err(no_room(top));
-        }
-        let content = kernel.get(offset as usize..).and_then(|rest| rest.get(..file_len as usize));
-        sink.write(Gpa(base), content.ok_or(ImageError::Damaged)?).map_err(|_| no_room(top))?;
-        zero(Gpa(base + file_len), len.saturating_sub(file_len), sink).map_err(|_| no_room(top))?;
-        end = end.max(top);
-    }
-    Ok(Image { entry, end, initrd_max: u64::from(u32::MAX) })
+/// A guest that is being loaded.
+struct Guest<'a> {
+    params: &'a Params<'a>,
+    sink: &'a mut dyn Sink,
+    boot_params: [u8; 4096],
 }
 
-fn load_initrd(
-    initrd: &[u8],
-    image: &Image,
-    params: &Params<'_>,
-    sink: &mut dyn Sink,
-    zero_page: &mut [u8; 4096],
-) -> Result<(), ImageError> {
-    let len = initrd.len() as u64;
-    let top = params.layout.low.min(image.initrd_max.saturating_add(1));
-    let no_room = || no_room(image.end + len);
-    let base = top.checked_sub(len).map(|base| base & !0xFFF).filter(|base| *base >= image.end).ok_or_else(no_room)?;
-    sink.write(Gpa(base), initrd).map_err(|_| no_room())?;
-    put(zero_page, 0x218, &(base as u32).to_le_bytes())?;
-    put(zero_page, 0x21C, &(len as u32).to_le_bytes())?;
-    Ok(())
+impl Guest<'_> {
+    fn load_kernel(&mut self, kernel: &[u8]) -> Result<Image, ImageError> {
+        if field(kernel, 0x202, 4) == Some(u64::from(u32::from_le_bytes(*b"HdrS"))) {
+            self.load_bzimage(kernel)
+        } else if kernel.starts_with(b"\x7fELF\x02\x01") {
+            self.load_elf(kernel)
+        } else {
+            Err(ImageError::Unknown)
+        }
+    }
+
+    fn load_bzimage(&mut self, kernel: &[u8]) -> Result<Image, ImageError> {
+        let get = |offset, len| field(kernel, offset, len).ok_or(ImageError::Damaged);
+        let (version, loadflags, xloadflags) = (get(0x206, 2)?, get(0x211, 1)?, get(0x236, 2)?);
+        if version < 0x20C || loadflags & 1 == 0 || xloadflags & 1 == 0 {
+            return Err(ImageError::Old);
+        }
+        let setup_sectors = match get(0x1F1, 1)? {
+            0 => 4,
+            sectors => sectors,
+        };
+        let code = kernel.get((setup_sectors as usize + 1) * 512..).filter(|code| !code.is_empty());
+        let code = code.ok_or(ImageError::Damaged)?;
+        let len = code.len() as u64;
+        // syssize, in units of 16 bytes: a file that ends earlier was cut short (a signature may follow).
+        if get(0x1F4, 4)? * 16 > len {
+            return Err(ImageError::Damaged);
+        }
+        let (load, init_size) = (get(0x258, 8)?, get(0x260, 4)?.max(len));
+        let end = load.checked_add(init_size).ok_or(ImageError::Damaged)?;
+        if load < 1 << 20 || len > MAX_IMAGE || end > self.params.layout.low {
+            return Err(no_room(end));
+        }
+        self.sink.write(Gpa(load), code).map_err(|_| no_room(end))?;
+        let header_end = (0x202 + get(0x201, 1)? as usize).min(HEADER_END);
+        let setup = kernel.get(0x1F1..header_end).ok_or(ImageError::Damaged)?;
+        self.boot_params.get_mut(0x1F1..header_end).ok_or(ImageError::Damaged)?.copy_from_slice(setup);
+        Ok(Image { entry: load + 0x200, end, initrd_max: get(0x22C, 4)? })
+    }
+
+    fn load_elf(&mut self, kernel: &[u8]) -> Result<Image, ImageError> {
+        let get = |offset, len| field(kernel, offset, len).ok_or(ImageError::Damaged);
+        let (entry, table, size, count) =
+            (get(0x18, 8)?, get(0x20, 8)? as usize, get(0x36, 2)? as usize, get(0x38, 2)?);
+        if size < 56 || count > MAX_PHDRS {
+            return Err(ImageError::Damaged);
+        }
+        let mut end = 1 << 20;
+        for n in 0..count as usize {
+            let header = table.checked_add(n * size).and_then(|at| kernel.get(at..)).ok_or(ImageError::Damaged)?;
+            let get = |offset, len| field(header, offset, len).ok_or(ImageError::Damaged);
+            if get(0, 4)? != PT_LOAD {
+                continue;
+            }
+            let (offset, base, file_len, len) = (get(8, 8)?, get(0x18, 8)?, get(0x20, 8)?, get(0x28, 8)?);
+            let top = base.checked_add(len.max(file_len)).ok_or(ImageError::Damaged)?;
+            if base < 1 << 20 || len > MAX_IMAGE || top > self.params.layout.low {
+                return Err(no_room(top));
+            }
+            let content = kernel.get(offset as usize..).and_then(|rest| rest.get(..file_len as usize));
+            self.sink.write(Gpa(base), content.ok_or(ImageError::Damaged)?).map_err(|_| no_room(top))?;
+            zero(Gpa(base + file_len), len.saturating_sub(file_len), self.sink).map_err(|_| no_room(top))?;
+            end = end.max(top);
+        }
+        Ok(Image { entry, end, initrd_max: u64::from(u32::MAX) })
+    }
+
+    fn load_initrd(&mut self, initrd: &[u8], image: &Image) -> Result<(), ImageError> {
+        let len = initrd.len() as u64;
+        let top = self.params.layout.low.min(image.initrd_max.saturating_add(1));
+        let no_room = || no_room(image.end + len);
+        let base =
+            top.checked_sub(len).map(|base| base & !0xFFF).filter(|base| *base >= image.end).ok_or_else(no_room)?;
+        self.sink.write(Gpa(base), initrd).map_err(|_| no_room())?;
+        self.put(0x218, &(base as u32).to_le_bytes())?;
+        Ok(self.put(0x21C, &(len as u32).to_le_bytes())?)
+    }
+
+    /// The fields that a boot loader fills in (zero-page.rst and boot.rst).
+    fn fill_boot_params(&mut self) -> Result<(), OutOfRange> {
+        self.put(0x210, &[0xFF])?; // type_of_loader: undefined
+        self.put(0x228, &(CMDLINE.0 as u32).to_le_bytes())?;
+        self.put(0x070, &self.params.rsdp.0.to_le_bytes())?;
+        let map = e820::direct_boot(self.params.layout);
+        self.put(0x1E8, &[map.len() as u8])?;
+        for (n, entry) in map.iter().enumerate() {
+            let at = 0x2D0 + n * 20;
+            self.put(at, &entry.base.0.to_le_bytes())?;
+            self.put(at + 8, &entry.size.to_le_bytes())?;
+            self.put(at + 16, &(entry.kind as u32).to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
+        self.boot_params.get_mut(offset..offset + bytes.len()).ok_or(OutOfRange)?.copy_from_slice(bytes);
+        Ok(())
+    }
 }
 
 /// For a guest whose low memory would have to reach to `end`, and some way beyond.
 fn no_room(end: u64) -> ImageError {
     ImageError::NoRoom { needs_mib: (end >> 20) + 16 }
-}
-
-/// The fields that a boot loader fills in (zero-page.rst and boot.rst).
-fn fill_boot_params(params: &Params<'_>, page: &mut [u8; 4096]) -> Result<(), OutOfRange> {
-    put(page, 0x210, &[0xFF])?; // type_of_loader: undefined
-    put(page, 0x228, &(CMDLINE.0 as u32).to_le_bytes())?;
-    put(page, 0x070, &params.rsdp.0.to_le_bytes())?;
-    let map = e820::direct_boot(params.layout);
-    put(page, 0x1E8, &[map.len() as u8])?;
-    for (n, entry) in map.iter().enumerate() {
-        let at = 0x2D0 + n * 20;
-        put(page, at, &entry.base.0.to_le_bytes())?;
-        put(page, at + 8, &entry.size.to_le_bytes())?;
-        put(page, at + 16, &(entry.kind as u32).to_le_bytes())?;
-    }
-    Ok(())
 }
 
 fn write_cmdline(cmdline: &str, sink: &mut dyn Sink) -> Result<(), OutOfRange> {
@@ -293,11 +293,6 @@ fn field(bytes: &[u8], offset: usize, len: usize) -> Option<u64> {
     let mut raw = [0; 8];
     raw.get_mut(..len)?.copy_from_slice(bytes.get(offset..)?.get(..len)?);
     Some(u64::from_le_bytes(raw))
-}
-
-fn put(page: &mut [u8; 4096], offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
-    page.get_mut(offset..offset + bytes.len()).ok_or(OutOfRange)?.copy_from_slice(bytes);
-    Ok(())
 }
 
 #[cfg(test)]
