@@ -10,6 +10,7 @@ use arrayvec::{ArrayString, ArrayVec};
 use hv_defs::Hpa;
 use thiserror::Error;
 
+use crate::console::clip;
 use crate::phys::{self, Window};
 
 /// Most regions of the memory map that are kept.
@@ -205,19 +206,11 @@ impl BootInfo {
 
 /// A NUL-terminated string at `at`, cut at `N` bytes; bytes that are not ASCII become `?`.
 fn c_string<const N: usize>(memory: Window, at: u64) -> ArrayString<N> {
-    let mut text = ArrayString::new();
-    let mut byte = [0];
-    for offset in 0..N as u64 {
-        if memory.read(at.saturating_add(offset), &mut byte).is_err() || byte == [0] {
-            break;
-        }
-        let [value] = byte;
-        let shown = if value.is_ascii() { char::from(value) } else { '?' };
-        if text.try_push(shown).is_err() {
-            break;
-        }
-    }
-    text
+    let bytes = (0..N as u64).map_while(|offset| {
+        let mut byte = [0];
+        memory.read(at.saturating_add(offset), &mut byte).ok().map(|()| byte[0]).filter(|byte| *byte != 0)
+    });
+    clip(bytes.map(|byte| if byte.is_ascii() { char::from(byte) } else { '?' }))
 }
 
 #[cfg(test)]

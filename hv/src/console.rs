@@ -9,6 +9,7 @@ use alloc::collections::VecDeque;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use arrayvec::ArrayString;
 use hv_defs::Nanos;
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
@@ -265,6 +266,17 @@ impl Write for Direct<'_> {
         }
         Ok(())
     }
+}
+
+/// As much of a text as fits.
+pub(crate) fn clip<const N: usize>(text: impl Iterator<Item = char>) -> ArrayString<N> {
+    let mut kept = ArrayString::new();
+    for letter in text {
+        if kept.try_push(letter).is_err() {
+            break;
+        }
+    }
+    kept
 }
 
 /// Appends to the ring without making it grow; gives how many bytes were lost.

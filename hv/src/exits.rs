@@ -280,8 +280,8 @@ fn fetch<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Result<Decoded, Outco
 
 /// Says why a guest crashed, with what a developer needs: exit, RIP, bytes, registers, the last exits.
 fn report<V: VirtualCpu>(vcpu: &mut Vcpu<V>, crash: Crash) {
-    let (id, name, index) = (vcpu.vm.id().0, vcpu.vm.name(), vcpu.index);
-    say!("vm {id} ({name}): vCPU {index} crashed: {crash}, rip={:#x}", vcpu.hw.rip());
+    let (vm, id) = (vcpu.vm, vcpu.vm.id().0);
+    say!("{vm}: vCPU {} crashed: {crash}, rip={:#x}", vcpu.index, vcpu.hw.rip());
     let now = time::now();
     match fetch(vcpu, now) {
         Ok(decoded) => {

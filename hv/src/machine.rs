@@ -161,16 +161,9 @@ pub(crate) fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
     for vm in &machine.vms {
         console::add_vm(vm.id().0, vm.name());
         let memory = vm.memory().slots();
-        let (low, high) = (memory.first(), memory.last());
-        say!(
-            "vm {} ({}): {} vCPUs on CPUs {:?}, RAM from {:#x} and {:#x} of the host",
-            vm.id().0,
-            vm.name(),
-            vm.cpus().len(),
-            vm.cpus().iter().map(|cpu| cpu.0).collect::<Vec<_>>(),
-            low.map_or(0, |slot| slot.hpa().0),
-            high.map_or(0, |slot| slot.hpa().0)
-        );
+        let [low, high] = [memory.first(), memory.last()].map(|slot| slot.map_or(0, |slot| slot.hpa().0));
+        let cpus: Vec<u32> = vm.cpus().iter().map(|cpu| cpu.0).collect();
+        say!("{vm}: {} vCPUs on CPUs {cpus:?}, RAM from {low:#x} and {high:#x} of the host", cpus.len());
     }
     smp::start(run::enter::<E>)
 }

@@ -33,16 +33,9 @@ fn ask(machine: &'static Machine, number: u8, request: Request) {
 
 fn print_vms(machine: &'static Machine) {
     for vm in machine.vms() {
-        say!(
-            "vm {} ({}): {:?}, {} vCPUs, {} resets, {} crashes, {} exits",
-            vm.id().0,
-            vm.name(),
-            vm.status(),
-            vm.cpus().len(),
-            vm.resets(),
-            vm.crashes(),
-            vm.stats().total()
-        );
+        let (status, cpus, exits) = (vm.status(), vm.cpus().len(), vm.stats().total());
+        let (resets, crashes) = (vm.resets(), vm.crashes());
+        say!("{vm}: {status:?}, {cpus} vCPUs, {resets} resets, {crashes} crashes, {exits} exits");
     }
 }
 
@@ -52,16 +45,10 @@ pub(crate) fn print_stats(machine: &'static Machine) {
         print_table(vm);
     }
     for cpu in percpu::all() {
-        let taken = |kind| cpu.interrupts(kind);
-        say!(
-            "cpu {}: interrupts: {} timer, {} kick, {} flush, {} device, {} console",
-            cpu.id(),
-            taken(Pending::TIMER),
-            taken(Pending::KICK),
-            taken(Pending::FLUSH),
-            taken(Pending::DEVICE),
-            taken(Pending::CONSOLE)
-        );
+        let kinds = [Pending::TIMER, Pending::KICK, Pending::FLUSH, Pending::DEVICE, Pending::CONSOLE];
+        let [timer, kick, flush, device, console] = kinds.map(|kind| cpu.interrupts(kind));
+        let id = cpu.id().0;
+        say!("cpu {id}: interrupts: {timer} timer, {kick} kick, {flush} flush, {device} device, {console} console");
     }
     for vm in machine.vms() {
         print_lines(machine, vm);
@@ -73,14 +60,8 @@ fn print_table(vm: &Vm) {
     let stats = vm.stats();
     let hz = time::tsc_hz().max(1);
     let milliseconds = |ticks: u64| (u128::from(ticks) * 1000 / u128::from(hz)) as u64;
-    say!(
-        "vm {} ({}): {} exits, {} interrupts, {} ms in the guest",
-        vm.id().0,
-        vm.name(),
-        stats.total(),
-        stats.interrupts(),
-        milliseconds(stats.guest_ticks())
-    );
+    let (exits, interrupts, ran) = (stats.total(), stats.interrupts(), milliseconds(stats.guest_ticks()));
+    say!("{vm}: {exits} exits, {interrupts} interrupts, {ran} ms in the guest");
     say!("  {:<16} {:>10} {:>8} {:>8}", "reason", "exits", "ms", "ns each");
     for (name, count, ticks) in stats.rows() {
         let each = u128::from(ticks) * 1_000_000_000 / u128::from(hz) / u128::from(count.max(1));

@@ -1,7 +1,6 @@
 //! The boot self-test: `selftest nonce=TEXT` on the command line. It checks what only a booted machine can show, and
 //! proves by a hash of the nonce, which no echo of the command line contains, that it got to its end.
 
-use core::fmt;
 use core::sync::atomic::Ordering;
 
 use hv_defs::Nanos;
@@ -40,13 +39,9 @@ pub fn run(platform: &'static Platform) -> ! {
     if let Some(how) = boot.option("crash") {
         crash(how)
     }
-    let mib = frame::free_frames() >> 8;
-    let (modules, cpus) = (boot.modules.len(), percpu::count());
-    say!(
-        "selftest: booted by {}, {mib} MiB free, {modules} modules, {cpus} cpus, tsc {} Hz",
-        boot.protocol,
-        time::tsc_hz()
-    );
+    let (mib, modules, cpus) = (frame::free_frames() >> 8, boot.modules.len(), percpu::count());
+    let (protocol, hz) = (boot.protocol, time::tsc_hz());
+    say!("selftest: booted by {protocol}, {mib} MiB free, {modules} modules, {cpus} cpus, tsc {hz} Hz");
     let mut failed = 0;
     for (name, check) in CHECKS {
         match check(platform) {
@@ -225,12 +220,6 @@ fn message(_: &Platform) -> Result<(), &'static str> {
 
 fn heap_is_modest(_: &Platform) -> Result<(), &'static str> {
     ensure(heap::used() < heap::HEAP_BYTES as usize / 4, "set-up used more than a quarter of the heap")
-}
-
-impl fmt::Display for CpuId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 #[cfg(test)]

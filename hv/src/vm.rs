@@ -13,6 +13,7 @@ mod wires;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hv_defs::paging::Access;
@@ -185,6 +186,12 @@ impl Vm {
 
     pub(crate) fn on_crash(&self) -> OnCrash {
         self.on_crash
+    }
+}
+
+impl fmt::Display for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vm {} ({})", self.id.0, self.name)
     }
 }
 

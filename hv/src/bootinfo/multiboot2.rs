@@ -1,11 +1,11 @@
 //! Multiboot2, by the `multiboot2` crate. The loader is trusted to write a well-formed structure; the checks here
 //! keep the crate's own assertions from firing on an odd one.
 
-use arrayvec::ArrayString;
 use hv_defs::Hpa;
 use multiboot2::{BootInformation, BootInformationHeader, MemoryMapTag, ModuleTag, TagType};
 
 use super::{AcpiRoot, BootError, BootInfo};
+use crate::console::clip;
 use crate::phys::{self, Window};
 
 /// Most that a loader's information may measure; GRUB's is a few KiB.
@@ -33,7 +33,7 @@ pub(super) fn parse(info: Hpa, memory: Window) -> Result<BootInfo, BootError> {
         add_module(&mut found, module)?;
     }
     if let Some(text) = loaded.command_line_tag().and_then(|tag| tag.cmdline().ok()) {
-        found.command_line = cut(text);
+        found.command_line = clip(text.chars());
     }
     found.acpi = acpi_root(&loaded);
     Ok(found)
@@ -77,16 +77,6 @@ fn acpi_root(loaded: &BootInformation<'_>) -> AcpiRoot {
     } else {
         AcpiRoot::Search
     }
-}
-
-fn cut<const N: usize>(text: &str) -> ArrayString<N> {
-    let mut kept = ArrayString::new();
-    for letter in text.chars() {
-        if kept.try_push(letter).is_err() {
-            break;
-        }
-    }
-    kept
 }
 
 #[cfg(test)]

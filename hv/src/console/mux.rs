@@ -105,15 +105,9 @@ impl Mux {
         if self.channels.len() == MOST_GUESTS || self.channels.iter().any(|channel| channel.vm == vm) {
             return;
         }
-        let mut kept = ArrayString::new();
-        for letter in name.chars() {
-            if kept.try_push(letter).is_err() {
-                break;
-            }
-        }
         self.channels.push(Channel {
             vm,
-            name: kept,
+            name: super::clip(name.chars()),
             line: ArrayVec::new(),
             began: Nanos(0),
             control: Control::None,

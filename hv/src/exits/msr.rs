@@ -14,8 +14,10 @@ use crate::vendor::VirtualCpu;
 
 const FAULT: GeneralProtection = GeneralProtection;
 
+type Answer<T> = Result<T, GeneralProtection>;
+
 /// What RDMSR gives.
-pub(super) fn read<V: VirtualCpu>(vcpu: &mut Vcpu<V>, number: u32, now: Nanos) -> Result<u64, GeneralProtection> {
+pub(super) fn read<V: VirtualCpu>(vcpu: &mut Vcpu<V>, number: u32, now: Nanos) -> Answer<u64> {
     let Some((row, slot)) = msr::find(number) else {
         vcpu.vm.stats().nobody(Nobody::Msr, u64::from(number));
         return Err(FAULT);
@@ -36,12 +38,7 @@ pub(super) fn read<V: VirtualCpu>(vcpu: &mut Vcpu<V>, number: u32, now: Nanos) -
 }
 
 /// What WRMSR does.
-pub(super) fn write<V: VirtualCpu>(
-    vcpu: &mut Vcpu<V>,
-    number: u32,
-    value: u64,
-    now: Nanos,
-) -> Result<(), GeneralProtection> {
+pub(super) fn write<V: VirtualCpu>(vcpu: &mut Vcpu<V>, number: u32, value: u64, now: Nanos) -> Answer<()> {
     let Some((row, slot)) = msr::find(number) else {
         vcpu.vm.stats().nobody(Nobody::Msr, u64::from(number));
         return Err(FAULT);
@@ -94,7 +91,7 @@ pub(super) fn write<V: VirtualCpu>(
 }
 
 /// EFER as software may set it; LMA belongs to the CPU.
-fn write_efer<V: VirtualCpu>(vcpu: &mut Vcpu<V>, value: u64) -> Result<(), GeneralProtection> {
+fn write_efer<V: VirtualCpu>(vcpu: &mut Vcpu<V>, value: u64) -> Answer<()> {
     let old = vcpu.hw.efer();
     let allowed = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE | Efer::FFXSR;
     let paging = vcpu.hw.registers().cr0 & Cr0::PG.bits() != 0;

@@ -169,7 +169,7 @@ impl Vm {
             Request::PowerOff => self.end(request, Status::Off, "off", "poweroff"),
             Request::Crash => {
                 let cause = *self.lifecycle.cause.lock();
-                say!("vm {} ({}): stopped after a crash; the others go on", self.id.0, self.name);
+                say!("{self}: stopped after a crash; the others go on");
                 self.end(request, Status::Crashed, "crashed", cause);
             }
             Request::Kill => self.end(request, Status::Killed, "stopped", "killed"),
@@ -197,7 +197,7 @@ impl Vm {
                 self.lifecycle.life.fetch_add(1, Ordering::SeqCst);
             }
             Err(error) => {
-                say!("vm {} ({}): cannot start: {error}", self.id.0, self.name);
+                say!("{self}: cannot start: {error}");
                 self.end(request, Status::Crashed, "crashed", "load");
             }
         }
@@ -213,8 +213,8 @@ impl Vm {
 
     /// One line for programs, on every change of state.
     fn tell(&self, state: &str, cause: &str) {
-        let (key, number) = (if cause.is_empty() { "" } else { " cause=" }, self.id.0);
-        say!("@vm vm={} n={number} state={state}{key}{cause}", self.name);
+        let key = if cause.is_empty() { "" } else { " cause=" };
+        say!("@vm vm={} n={} state={state}{key}{cause}", self.name, self.id.0);
     }
 
     /// The request is done with, unless a stronger one came meanwhile.

@@ -10,6 +10,8 @@ use super::timer::{Deadline, Timer, TimerMode};
 use super::vectors::VectorSet;
 use crate::message::{Delivery, Destination, Message, Trigger};
 
+type Answer<T> = Result<T, GeneralProtection>;
+
 /// Where a local APIC's own messages go.
 pub trait ApicBus {
     /// An interprocessor interrupt: hand it to [`super::deliver`] with this APIC's ID as the sender.
@@ -277,7 +279,7 @@ impl Lapic {
     ///
     /// # Errors
     /// The guest gets #GP(0).
-    pub fn msr_read(&mut self, msr: u32, now: Nanos) -> Result<u64, GeneralProtection> {
+    pub fn msr_read(&mut self, msr: u32, now: Nanos) -> Answer<u64> {
         match msr {
             IA32_APIC_BASE => Ok(self.base),
             IA32_TSC_DEADLINE => Ok(self.timer.tsc_deadline()),
@@ -294,13 +296,7 @@ impl Lapic {
     ///
     /// # Errors
     /// The guest gets #GP(0), and nothing has changed.
-    pub fn msr_write(
-        &mut self,
-        msr: u32,
-        value: u64,
-        now: Nanos,
-        bus: &mut dyn ApicBus,
-    ) -> Result<(), GeneralProtection> {
+    pub fn msr_write(&mut self, msr: u32, value: u64, now: Nanos, bus: &mut dyn ApicBus) -> Answer<()> {
         match msr {
             IA32_APIC_BASE => return self.set_base(value),
             IA32_TSC_DEADLINE => {
@@ -388,7 +384,7 @@ impl Lapic {
         self.lvt.get(usize::from(register - LVT_TIMER)).copied().unwrap_or(LVT_MASKED)
     }
 
-    fn x2apic_register(&self, msr: u32) -> Result<u8, GeneralProtection> {
+    fn x2apic_register(&self, msr: u32) -> Answer<u8> {
         match msr {
             X2APIC_FIRST..=X2APIC_LAST if self.mode() == Mode::X2Apic => Ok((msr - X2APIC_FIRST) as u8),
             _ => Err(GeneralProtection),
@@ -396,7 +392,7 @@ impl Lapic {
     }
 
     /// Mode transitions of SDM Vol. 3A, figure 11-27.
-    fn set_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
+    fn set_base(&mut self, value: u64) -> Answer<()> {
         let before = self.mode();
         let after = match (value & BASE_EN != 0, value & BASE_EXTD != 0) {
             (false, false) => Mode::Disabled,
