@@ -1,10 +1,11 @@
 //! Builds what runs inside machines: the hypervisor image and the guests' own programs.
 
+use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, read};
 use crate::{paths, provision};
 
 const BARE: &str = "x86_64-unknown-none";
@@ -36,6 +37,29 @@ pub fn guest_program(package: &str) -> Result<PathBuf> {
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     run(&mut command, package)?;
     Ok(dir.join(GUEST).join("release").join(package))
+}
+
+/// Assembles a guest of `tests/guests` into an ELF64 program at 2 MiB. It prints `nonce` when it has come to its end.
+pub fn assembled_guest(name: &str, nonce: &str) -> Result<Vec<u8>> {
+    let source = paths::workspace().join(format!("tests/guests/{name}.S"));
+    let stem = std::env::temp_dir().join(format!("prism-{name}-{nonce}-{}", std::process::id()));
+    let (object, program) = (stem.with_extension("o"), stem.with_extension("elf"));
+    let mut assemble = Command::new("gcc");
+    assemble.args(["-c", "-x", "assembler-with-cpp", &format!("-DNONCE=\"{nonce}\"")]);
+    assemble.arg(&source).arg("-o").arg(&object);
+    let mut link = Command::new("ld");
+    link.args(["-N", "-Ttext=0x200000", "-o"]).arg(&program).arg(&object);
+    let made = run_tool(&mut assemble).and_then(|()| run_tool(&mut link)).and_then(|()| read(&program));
+    let _ = (fs::remove_file(object), fs::remove_file(program));
+    made.context(|| format!("cannot assemble {}", source.display()))
+}
+
+fn run_tool(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let out = command.output().context(|| format!("cannot run {name} (packages gcc and binutils)"))?;
+    let messages = String::from_utf8_lossy(&out.stderr);
+    let first = messages.lines().find(|line| line.contains("rror")).or(messages.lines().next());
+    if out.status.success() { Ok(()) } else { Err(Error::new(format!("{name}: {}", first.unwrap_or("failed")))) }
 }
 
 /// A folder of its own: the outer cargo holds the lock of the usual one while tests run.
@@ -80,7 +104,7 @@ fn bare_target_installed() -> bool {
         return false;
     };
     let dir = String::from_utf8_lossy(&out.stdout);
-    let Ok(files) = std::fs::read_dir(Path::new(dir.trim())) else {
+    let Ok(files) = fs::read_dir(Path::new(dir.trim())) else {
         return false;
     };
     files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))

@@ -59,9 +59,9 @@ pub fn named_files(config: &str) -> Result<Vec<String>> {
     Ok(vms(config)?.iter().flat_map(|vm| ["kernel", "initrd", "firmware"].map(|key| name(vm, key))).flatten().collect())
 }
 
-/// How many guests a configuration has.
-pub fn guests(config: &str) -> Result<usize> {
-    vms(config).map(|vms| vms.len())
+/// How many guests of a configuration get a vGPU.
+pub fn guests_with_gpu(config: &str) -> Result<usize> {
+    Ok(vms(config)?.iter().filter(|vm| vm.get("gpu").is_some()).count())
 }
 
 fn vms(config: &str) -> Result<Vec<toml::Value>> {

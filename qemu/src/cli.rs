@@ -9,7 +9,7 @@ use lexopt::prelude::*;
 use crate::error::{Error, Result, read};
 use crate::machine::Kind;
 use crate::provision::{self, KernelKind, Qemu};
-use crate::{build, demo, paths, server};
+use crate::{build, demo, server};
 
 /// Runs the program; true means that what was asked for succeeded.
 pub fn main() -> Result<bool> {
@@ -36,10 +36,10 @@ pub fn main() -> Result<bool> {
 /// What to run, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// The computer.
-    pub machine: Kind,
-    /// The guests; on machine `native` the first one's kernel and initrd are booted.
-    pub config: PathBuf,
+    /// The computer; the best that there is, if the user does not say.
+    pub machine: Option<Kind>,
+    /// The guests, if not those of the demo; on machine `native` the first one's kernel and initrd are booted.
+    pub config: Option<PathBuf>,
     /// Whether guests power off after their tests.
     pub lifetime: Lifetime,
     /// Physical CPUs.
@@ -79,11 +79,13 @@ Commands:
 
 Options of a run:
   --once               end by itself: status 0 when every guest's GPU test has passed
-  --config FILE        the guests (default: qemu/demo/prism.toml; copy and change it)
-  --machine NAME       svm-tcg: Prism in QEMU, on an emulated AMD CPU (default)
-                       native:  the first guest of the configuration alone, without Prism
+  --config FILE        the guests (default: qemu/demo/prism.toml, or no-gpu.toml beside it; copy and change it)
+  --machine NAME       vmx-kvm:   Prism in QEMU with KVM (default where KVM gives its guests VT-x)
+                       svm-tcg:   Prism in QEMU, on an emulated AMD CPU (default elsewhere)
+                       vmx-bochs: Prism in Bochs, on an emulated Intel CPU; no GPU yet, so other guests
+                       native:    the first guest of the configuration alone, without Prism
   --cpus N             physical CPUs of the machine (default 1: fastest on a small host)
-  --memory MIB         physical memory of the machine (default 5120; native 2048)
+  --memory MIB         physical memory of the machine (default 5120; vmx-bochs 1024, native 2048)
   --limit SECONDS      give up after this time (default: 900 with --once, else never)
 
 Guests' kernels, for names like debian-6.1/vmlinuz in a configuration:
@@ -103,8 +105,8 @@ Logs of the last run are in target/prism/runs/demo/.
 fn parse(arguments: Vec<OsString>) -> Result<Command> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut options = Options {
-        machine: Kind::SvmTcg,
-        config: paths::workspace().join("qemu/demo/prism.toml"),
+        machine: None,
+        config: None,
         lifetime: Lifetime::Interactive,
         cpus: 1,
         memory_mib: None,
@@ -115,13 +117,13 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help),
             Long("once") => options.lifetime = Lifetime::Once,
-            Long("config") => options.config = parser.value().map_err(bad)?.into(),
+            Long("config") => options.config = Some(parser.value().map_err(bad)?.into()),
             Long("cpus") => options.cpus = number(&mut parser, "--cpus", 1..=16)?,
             Long("memory") => options.memory_mib = Some(number(&mut parser, "--memory", 256..=1 << 20)?),
             Long("limit") => {
                 options.limit = Duration::from_secs(number(&mut parser, "--limit", 1..=1 << 20)?.into());
             }
-            Long("machine") => options.machine = machine(&parser.value().map_err(bad)?.to_string_lossy())?,
+            Long("machine") => options.machine = Some(machine(&parser.value().map_err(bad)?.to_string_lossy())?),
             Value(word) => words.push(word.to_string_lossy().into_owned()),
             other => return Err(bad(other.unexpected())),
         }
@@ -148,11 +150,8 @@ fn number(parser: &mut lexopt::Parser, name: &str, range: std::ops::RangeInclusi
 }
 
 fn machine(name: &str) -> Result<Kind> {
-    match name {
-        "svm-tcg" => Ok(Kind::SvmTcg),
-        "native" => Ok(Kind::Native),
-        _ => Err(Error::new(format!("no machine {name}: there are svm-tcg and native"))),
-    }
+    let names = Kind::ALL.map(Kind::name).join(", ");
+    Kind::from_name(name).ok_or_else(|| Error::new(format!("no machine {name}: there are {names}")))
 }
 
 fn bad(error: lexopt::Error) -> Error {
@@ -189,7 +188,7 @@ mod tests {
     #[test]
     fn options_of_a_run() {
         let Ok(Command::Run(options)) = parsed("--once --machine native --cpus 2") else { panic!() };
-        assert_eq!((options.machine, options.cpus), (Kind::Native, 2));
+        assert_eq!((options.machine, options.cpus), (Some(Kind::Native), 2));
         assert_eq!(options.limit, Duration::from_secs(900));
         let Ok(Command::Run(options)) = parsed("") else { panic!() };
         assert_eq!(options.lifetime, Lifetime::Interactive);

@@ -1,56 +1,136 @@
 //! A run that a person watches: the guests of a configuration on a machine, their consoles, a table at the end.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::bundle::{Bundle, guests, named_files};
+use crate::bundle::{Bundle, guests_with_gpu, named_files};
 use crate::cli::{Lifetime, Options};
 use crate::console::Console;
 use crate::error::{Error, Result, read};
 use crate::guest::Initrd;
-use crate::machine::{End, Kind, Machine, Outcome, Show};
+use crate::machine::{End, Kind, Machine, Outcome, Show, kvm};
 use crate::provision::KernelKind;
-use crate::{build, report, terminal};
+use crate::{build, paths, report, terminal};
 
 /// What Prism writes to the exit device when every guest has powered off by itself.
 const SUCCESS: u32 = 0x10;
 
+/// What runs where, once it is decided.
+struct Run<'a> {
+    options: &'a Options,
+    kind: Kind,
+    config: PathBuf,
+    nonce: String,
+}
+
 /// Provisions, builds, boots, shows; true when a `--once` run passed or an interactive one ended.
 pub fn run(options: &Options) -> Result<bool> {
+    // Before a machine is looked for, which may take a while.
+    options.config.as_deref().map(read).transpose()?;
+    let kind = choose(options.machine)?;
+    let default = if kind.has_gpu() { "qemu/demo/prism.toml" } else { "qemu/demo/no-gpu.toml" };
+    let config = options.config.clone().unwrap_or_else(|| paths::workspace().join(default));
     // The test program prints it in its verdict; Linux does not echo what is in its initrd.
     let nonce = format!("{:08x}", std::process::id().wrapping_mul(0x9e37_79b9));
-    let machine = match options.machine {
-        Kind::SvmTcg => prism(options, &nonce)?,
-        Kind::Native => native(options, &nonce)?,
-    };
-    let machine = machine.cpus(options.cpus);
-    let machine = match options.memory_mib {
-        Some(mib) => machine.memory_mib(mib),
-        None => machine,
-    };
-    eprintln!("starting the machine; Ctrl-] q ends the run ...");
-    let outcome = terminal::attach(machine.show(Show::Serial).start()?, options.limit)?;
-    conclude(options, &outcome, &nonce)
+    Run { options, kind, config, nonce }.go()
 }
 
-fn prism(options: &Options, nonce: &str) -> Result<Machine> {
-    let bundle = Bundle::of(&options.config, |name| provided(name, options.lifetime, nonce))?;
-    let image = build::image()?;
-    let arguments = match options.lifetime {
-        Lifetime::Once => "once stats",
-        Lifetime::Interactive => "stats",
-    };
-    Ok(Machine::svm_tcg("demo", &image).module(bundle.finish()).arguments(arguments))
+/// The machine that the user names, else the best that there is.
+fn choose(named: Option<Kind>) -> Result<Kind> {
+    match named {
+        Some(Kind::VmxKvm) => kvm::available().map(|_| Kind::VmxKvm),
+        Some(kind) => Ok(kind),
+        None => Ok(match kvm::available() {
+            Ok(_) => Kind::VmxKvm,
+            Err(why) => {
+                eprintln!("machine {}: {why}", Kind::SvmTcg.name());
+                Kind::SvmTcg
+            }
+        }),
+    }
 }
 
-fn native(options: &Options, nonce: &str) -> Result<Machine> {
-    let text = String::from_utf8_lossy(&read(&options.config)?).into_owned();
-    let files = named_files(&text)?;
-    let kind = files.iter().find_map(|name| kernel_of(name)).ok_or_else(|| {
-        Error::new(format!("{} names no debian-KERNEL/vmlinuz to boot natively", options.config.display()))
-    })?;
-    let initrd = demo_initrd(kind, options.lifetime, nonce)?;
-    let machine = Machine::native("demo", &kind.get()?.image);
-    Ok(machine.module(initrd).arguments("console=ttyS0 quiet panic=-1"))
+impl Run<'_> {
+    fn go(&self) -> Result<bool> {
+        let machine = if self.kind == Kind::Native { self.native()? } else { self.prism()? };
+        let machine = machine.cpus(self.options.cpus);
+        let machine = match self.options.memory_mib {
+            Some(mib) => machine.memory_mib(mib),
+            None => machine,
+        };
+        eprintln!("starting the machine; Ctrl-] q ends the run ...");
+        let outcome = terminal::attach(machine.show(Show::Serial).start()?, self.options.limit)?;
+        self.conclude(&outcome)
+    }
+
+    fn prism(&self) -> Result<Machine> {
+        let text = String::from_utf8_lossy(&read(&self.config)?).into_owned();
+        if !self.kind.has_gpu() && guests_with_gpu(&text)? > 0 {
+            let (name, file) = (self.kind.name(), self.config.display());
+            return Err(Error::new(format!("machine {name} has no GPU yet: take the gpu tables out of {file}")));
+        }
+        let bundle = Bundle::of(&self.config, |name| provided(name, self.options.lifetime, &self.nonce))?;
+        let image = build::image()?;
+        let arguments = match self.options.lifetime {
+            Lifetime::Once => "once stats",
+            Lifetime::Interactive => "stats",
+        };
+        let machine = Machine::of(self.kind, "demo", &image).module(bundle.finish()).arguments(arguments);
+        // Bochs' tests need less than these guests do.
+        Ok(if self.kind == Kind::VmxBochs { machine.memory_mib(1024) } else { machine })
+    }
+
+    fn native(&self) -> Result<Machine> {
+        let text = String::from_utf8_lossy(&read(&self.config)?).into_owned();
+        let files = named_files(&text)?;
+        let kind = files.iter().find_map(|name| kernel_of(name)).ok_or_else(|| {
+            Error::new(format!("{} names no debian-KERNEL/vmlinuz to boot natively", self.config.display()))
+        })?;
+        let initrd = demo_initrd(kind, self.options.lifetime, &self.nonce)?;
+        let machine = Machine::native("demo", &kind.get()?.image);
+        Ok(machine.module(initrd).arguments("console=ttyS0 quiet panic=-1"))
+    }
+
+    fn conclude(&self, outcome: &Outcome) -> Result<bool> {
+        let console = Console::parse(&outcome.serial);
+        report::print(&console);
+        eprintln!(
+            "ended after {:.1?}; logs are in {}",
+            outcome.time.min(Duration::from_secs(86_400)),
+            outcome.dir.display()
+        );
+        let lifetime = self.options.lifetime;
+        let good = if self.kind == Kind::Native { End::PowerOff } else { End::Verdict(SUCCESS) };
+        // The user ends an interactive run by killing the machine.
+        let ended = outcome.end == good || (lifetime == Lifetime::Interactive && outcome.end == End::TimedOut);
+        if !ended {
+            let why = reason(outcome.end);
+            return Err(Error::new(format!("{why}; see {}", outcome.dir.join("serial.log").display())));
+        }
+        if lifetime == Lifetime::Once {
+            let passes = outcome.serial.matches(&format!("VERDICT {} pass", self.nonce)).count();
+            println!("{}", told(passes, self.tested()?)?);
+        }
+        Ok(true)
+    }
+
+    /// How many guests have a GPU to test.
+    fn tested(&self) -> Result<usize> {
+        match self.kind {
+            Kind::Native => Ok(1),
+            _ => guests_with_gpu(&String::from_utf8_lossy(&read(&self.config)?)),
+        }
+    }
+}
+
+/// The last line of a run in which every guest ended well.
+fn told(passes: usize, tested: usize) -> Result<String> {
+    match tested {
+        _ if passes != tested => Err(Error::new(format!("the GPU test passed in {passes} of {tested} guests"))),
+        0 => Ok("every guest ended well; none has a GPU".into()),
+        1 => Ok("the GPU test passed in the guest".into()),
+        count => Ok(format!("the GPU test passed in all {count} guests")),
+    }
 }
 
 /// Files that configurations may name without having them.
@@ -73,46 +153,15 @@ fn kernel_of(name: &str) -> Option<KernelKind> {
 fn demo_initrd(kind: KernelKind, lifetime: Lifetime, nonce: &str) -> Result<Vec<u8>> {
     let kernel = kind.get()?;
     let smoke = build::guest_program("smoke")?;
-    let test = format!("smoke {nonce}");
+    let test = format!(
+        "if [ -e /sys/bus/pci/devices/0000:00:02.0 ]; then smoke {nonce}; else echo 'no GPU in this guest'; fi"
+    );
     let end = match lifetime {
         Lifetime::Once => "poweroff -f",
         Lifetime::Interactive => "echo 'a shell: try `smoke again` or `dmesg`'; setsid cttyhack sh; poweroff -f",
     };
     let initrd = Initrd::new()?.modules(&kernel)?.load(&kernel, "")?.program(&smoke)?;
     Ok(initrd.script("echo \"Linux $(uname -r) is up\"").script(&test).script(end).finish())
-}
-
-fn conclude(options: &Options, outcome: &Outcome, nonce: &str) -> Result<bool> {
-    let console = Console::parse(&outcome.serial);
-    report::print(&console);
-    eprintln!(
-        "ended after {:.1?}; logs are in {}",
-        outcome.time.min(Duration::from_secs(86_400)),
-        outcome.dir.display()
-    );
-    let good = match (options.machine, options.lifetime) {
-        (Kind::Native, _) => outcome.end == End::PowerOff,
-        (Kind::SvmTcg, _) => outcome.end == End::Verdict(SUCCESS),
-    };
-    // The user ends an interactive run by killing the machine.
-    let ended = good || (options.lifetime == Lifetime::Interactive && outcome.end == End::TimedOut);
-    if !ended {
-        let why = reason(outcome.end);
-        return Err(Error::new(format!("{why}; see {}", outcome.dir.join("serial.log").display())));
-    }
-    if options.lifetime == Lifetime::Interactive {
-        return Ok(true);
-    }
-    let count = match options.machine {
-        Kind::SvmTcg => guests(&String::from_utf8_lossy(&read(&options.config)?))?,
-        Kind::Native => 1,
-    };
-    let passes = outcome.serial.matches(&format!("VERDICT {nonce} pass")).count();
-    if passes != count {
-        return Err(Error::new(format!("the GPU test passed in {passes} of {count} guests")));
-    }
-    println!("the GPU test passed in {}", if count == 1 { "the guest".into() } else { format!("all {count} guests") });
-    Ok(true)
 }
 
 /// What a machine's end means; the values of verdicts are those of `hv::power::Exit`.

@@ -1,5 +1,6 @@
 //! The host side of Prism: fetches what is missing, builds the image, starts machines, reads their verdicts.
 
+pub mod ask;
 pub mod build;
 pub mod bundle;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod paths;
 pub mod progress;
 pub mod provision;
 pub mod report;
+pub mod selftest;
 pub mod server;
 pub mod terminal;
 

@@ -1,7 +1,7 @@
 //! The user's terminal as the machine's serial line.
 
+use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
-use std::process::ChildStdin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ pub fn attach(mut machine: Running, limit: Duration) -> Result<Outcome> {
 }
 
 /// Copies standard input to the serial line; `Ctrl-] q` ends the run.
-fn forward(mut input: ChildStdin, quit: &AtomicBool) {
+fn forward(mut input: File, quit: &AtomicBool) {
     let mut escaped = false;
     let mut byte = [0];
     let mut stdin = std::io::stdin().lock();

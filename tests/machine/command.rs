@@ -15,7 +15,7 @@ fn help_lists_machines_guests_and_options() {
     let out = cargo_run(&["--help"]);
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    for word in ["svm-tcg", "native", "--once", "--config", "6.12", "provision", "Ctrl-] m"] {
+    for word in ["svm-tcg", "vmx-kvm", "vmx-bochs", "native", "--once", "--config", "6.12", "provision", "Ctrl-] m"] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
 }

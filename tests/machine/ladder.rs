@@ -1,6 +1,5 @@
 //! The same small guests on both virtualization extensions: SVM in QEMU, VT-x in Bochs.
 
-use std::process::Command;
 use std::time::Duration;
 
 use qemu::bundle::Bundle;
@@ -61,22 +60,8 @@ const RUNGS: [&str; 19] = [
 
 const CONFIG: &str = "[[vm]]\nname = \"ladder\"\nmemory_mib = 32\nvcpus = 2\nkernel = \"ladder\"\n";
 
-/// Assembles a guest of `tests/guests` into an ELF64 program at 2 MiB.
 fn assemble(name: &str, nonce: &str) -> Vec<u8> {
-    let source = qemu::paths::workspace().join(format!("tests/guests/{name}.S"));
-    let stem = std::env::temp_dir().join(format!("prism-{name}-{nonce}"));
-    let (object, program) = (stem.with_extension("o"), stem.with_extension("elf"));
-    let run = |command: &mut Command| {
-        let out = command.output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    };
-    let nonce = format!("-DNONCE=\"{nonce}\"");
-    run(Command::new("gcc").args(["-c", "-x", "assembler-with-cpp", &nonce]).arg(source).arg("-o").arg(&object));
-    run(Command::new("ld").args(["-N", "-Ttext=0x200000", "-o"]).arg(&program).arg(&object));
-    let image = std::fs::read(&program).unwrap();
-    std::fs::remove_file(object).unwrap();
-    std::fs::remove_file(program).unwrap();
-    image
+    qemu::build::assembled_guest(name, nonce).unwrap()
 }
 
 /// Every rung holds, on whatever this machine has.

@@ -1,8 +1,10 @@
 //! A machine in Bochs: its configuration, its command, and what its end means.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -23,22 +25,59 @@ const VERDICT: &str = "@exit value=";
 /// Bochs does not end by a triple fault of what it runs, but says so.
 const TRIPLE_FAULT: &str = "exception(): 3rd (";
 
-/// Writes what Bochs needs into the run's folder, and gives the command. COM1 is its stderr; its screen is a terminal of
-/// its own, which must stay open while it runs.
-pub fn prepare(machine: &Machine, dir: &Path) -> Result<(Command, Terminal)> {
+/// How long it may take from its start to its connection.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What must stay while it runs, and where its serial line comes in.
+#[derive(Debug)]
+pub struct Wires {
+    /// Its screen.
+    pub screen: Terminal,
+    serial: TcpListener,
+}
+
+impl Wires {
+    fn new() -> Result<Self> {
+        let serial =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(|| "cannot listen for a serial line".into())?;
+        serial.set_nonblocking(true).context(|| "cannot listen for a serial line".into())?;
+        Ok(Self { screen: Terminal::open()?, serial })
+    }
+
+    /// Waits for the serial line of the process, which has been started.
+    pub fn connect(&self, bochs: &mut Child, dir: &Path) -> Result<TcpStream> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok((line, _)) = self.serial.accept() {
+                line.set_nonblocking(false).context(|| "cannot use the serial line".into())?;
+                return Ok(line);
+            }
+            if !matches!(bochs.try_wait(), Ok(None)) || Instant::now() > deadline {
+                let _ = (bochs.kill(), bochs.wait());
+                return Err(Error::new(format!("Bochs did not start; see {}", dir.join(LOG).display())));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Writes what Bochs needs into the run's folder, and gives the command. COM1 is a connection to us; its screen is a
+/// terminal of its own.
+pub fn prepare(machine: &Machine, dir: &Path) -> Result<(Command, Wires)> {
     let bochs = Bochs::get()?;
+    let wires = Wires::new()?;
+    let serial = wires.serial.local_addr().context(|| "cannot listen for a serial line".into())?;
     write_disks(machine, dir)?;
-    write(&dir.join(CONFIG), config(machine, &bochs))?;
+    write(&dir.join(CONFIG), config(machine, &bochs, serial))?;
     write(&dir.join(DEBUGGER), "continue\n")?;
-    let terminal = Terminal::open()?;
     let emulator = bochs.command()?;
     let mut tied = command::tied(Path::new(emulator.get_program()));
     tied.args(emulator.get_args()).args(["-q", "-f", CONFIG, "-rc", DEBUGGER]).current_dir(dir).env("TERM", "xterm");
     for (name, value) in emulator.get_envs() {
         value.map(|value| tied.env(name, value));
     }
-    tied.stdin(terminal.end()?).stdout(terminal.end()?).stderr(Stdio::piped());
-    Ok((tied, terminal))
+    tied.stdin(wires.screen.end()?).stdout(wires.screen.end()?);
+    Ok((tied, wires))
 }
 
 /// The pair of a terminal that nobody looks at.
@@ -91,7 +130,7 @@ fn write_disks(machine: &Machine, dir: &Path) -> Result<()> {
 }
 
 /// The configuration. Time is counted in instructions (`sync=none`), so that runs repeat exactly.
-fn config(machine: &Machine, bochs: &Bochs) -> String {
+fn config(machine: &Machine, bochs: &Bochs, serial: SocketAddr) -> String {
     let [bios, vga] = bochs.firmware().map(|path| path.display().to_string());
     let [boot, files] = command::DISKS;
     let (memory, cpus) = (machine.memory_mib, machine.cpus);
@@ -103,7 +142,7 @@ fn config(machine: &Machine, bochs: &Bochs) -> String {
          boot: disk\nata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          ata0-master: type=disk, path={boot}, mode=flat, cylinders=0\n\
          ata0-slave: type=disk, path={files}, mode=flat, cylinders=0\n\
-         com1: enabled=1, mode=file, dev=/dev/stderr\nclock: sync=none, time0=utc\n\
+         com1: enabled=1, mode=socket-client, dev={serial}\nclock: sync=none, time0=utc\n\
          panic: action=fatal\nerror: action=report\ninfo: action=report\ndebug: action=ignore\n\
          log: {LOG}\nmouse: enabled=0\n"
     );

@@ -14,11 +14,12 @@ pub const DISKS: [&str; 2] = ["boot.img", "files.img"];
 /// The port and value range of the exit device: the process ends with 2 * value + 1.
 const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=4";
 
-pub fn qemu(machine: &Machine, kind: Kind, qemu: &Qemu, dir: &Path) -> Command {
+pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
     let mut command = tied(&qemu.program);
     command.current_dir(dir);
     let memory = machine.memory_mib;
-    command.args(["-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", cpu(kind)]);
+    let (accelerator, cpu) = cpu(machine.kind);
+    command.args(["-machine", &format!("q35,accel={accelerator},memory-backend=ram"), "-cpu", cpu]);
     command.args(["-smp", &machine.cpus.to_string(), "-m", &format!("{memory}M")]);
     // Shared, or the GPU process could not reach it.
     command.args(["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share=on")]);
@@ -60,10 +61,12 @@ fn gpu_device() -> String {
     .to_string()
 }
 
-fn cpu(kind: Kind) -> &'static str {
+/// What executes instructions, and what they find.
+fn cpu(kind: Kind) -> (&'static str, &'static str) {
     match kind {
-        Kind::SvmTcg => "EPYC,+svm,+npt",
-        Kind::Native => "max",
+        Kind::SvmTcg => ("tcg", "EPYC,+svm,+npt"),
+        Kind::VmxKvm => ("kvm", "host,+vmx"),
+        Kind::Native | Kind::VmxBochs => ("tcg", "max"),
     }
 }
 

@@ -3,12 +3,14 @@
 mod bochs;
 mod command;
 mod display;
+pub mod kvm;
 mod process;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::provision::Qemu;
 
 pub use process::{End, Outcome, Running};
 
@@ -17,16 +19,37 @@ pub use process::{End, Outcome, Running};
 pub enum Kind {
     /// QEMU without acceleration, a CPU with AMD's virtualization: Prism runs in it.
     SvmTcg,
+    /// QEMU with KVM, on hosts whose KVM gives its guests VT-x.
+    VmxKvm,
+    /// Bochs, a CPU with VT-x, no software GPU, all CPUs in one thread.
+    VmxBochs,
     /// QEMU without acceleration or hypervisor: the reference that a vGPU is compared with.
     Native,
 }
 
-/// What emulates it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Emulator {
-    Qemu(Kind),
-    /// A CPU with VT-x, no software GPU, all CPUs in one thread.
-    Bochs,
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::SvmTcg, Self::VmxKvm, Self::VmxBochs, Self::Native];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SvmTcg => "svm-tcg",
+            Self::VmxKvm => "vmx-kvm",
+            Self::VmxBochs => "vmx-bochs",
+            Self::Native => "native",
+        }
+    }
+
+    /// Whether there can be a GPU in it.
+    pub fn has_gpu(self) -> bool {
+        self != Self::VmxBochs
+    }
+
+    /// The kind with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 /// What is at 00:02.0.
@@ -59,7 +82,8 @@ pub enum Show {
 /// A machine to be started: what it has and what it boots.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    emulated_by: Emulator,
+    kind: Kind,
+    qemu: Option<Qemu>,
     name: String,
     cpus: u32,
     memory_mib: u32,
@@ -74,25 +98,36 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine `svm-tcg` booting a hypervisor image; `name` is the folder of its logs.
+    /// A machine of this kind with its usual memory; what it boots is a hypervisor image, or on `native` a Linux kernel.
+    /// `name` is the folder of its logs.
+    pub fn of(kind: Kind, name: &str, boots: &Path) -> Self {
+        match kind {
+            // 5 GiB, so that a part of memory lies above 4 GiB.
+            Kind::SvmTcg | Kind::VmxKvm => Self::new(kind, name, boots, 5120),
+            Kind::VmxBochs => Self::new(kind, name, boots, 512).gpu(Gpu::None),
+            Kind::Native => Self::new(kind, name, boots, 2048),
+        }
+    }
+
+    /// The machine `svm-tcg` booting a hypervisor image.
     pub fn svm_tcg(name: &str, image: &Path) -> Self {
-        // 5 GiB, so that a part of memory lies above 4 GiB.
-        Self::new(Emulator::Qemu(Kind::SvmTcg), name, image, 5120)
+        Self::of(Kind::SvmTcg, name, image)
     }
 
     /// The machine `vmx-bochs` booting a hypervisor image through GRUB. `emulator` adds lines to Bochs' configuration.
     pub fn vmx_bochs(name: &str, image: &Path) -> Self {
-        Self::new(Emulator::Bochs, name, image, 512).gpu(Gpu::None)
+        Self::of(Kind::VmxBochs, name, image)
     }
 
     /// The machine `native` booting a Linux kernel.
     pub fn native(name: &str, kernel: &Path) -> Self {
-        Self::new(Emulator::Qemu(Kind::Native), name, kernel, 2048)
+        Self::of(Kind::Native, name, kernel)
     }
 
-    fn new(emulated_by: Emulator, name: &str, kernel: &Path, memory_mib: u32) -> Self {
+    fn new(kind: Kind, name: &str, kernel: &Path, memory_mib: u32) -> Self {
         Self {
-            emulated_by,
+            kind,
+            qemu: None,
             name: name.into(),
             cpus: 1,
             memory_mib,
@@ -152,6 +187,12 @@ impl Machine {
     /// Boots by the firmware from the first of these disks, instead of the kernel handed to the emulator.
     pub fn disks(mut self, disks: [Vec<u8>; 2]) -> Self {
         self.disks = Some(disks);
+        self
+    }
+
+    /// Runs in this QEMU instead of the one that is provisioned.
+    pub fn qemu(mut self, qemu: &Qemu) -> Self {
+        self.qemu = Some(qemu.clone());
         self
     }
 

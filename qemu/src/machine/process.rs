@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::display::Display;
-use super::{Emulator, Gpu, Machine, Show, bochs, command};
+use super::{Gpu, Kind, Machine, Show, bochs, command};
 use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
 use crate::lock::Lock;
 use crate::paths;
@@ -52,7 +52,7 @@ pub struct Outcome {
 pub struct Running {
     emulator: Child,
     gpu: Option<Child>,
-    input: Option<ChildStdin>,
+    input: Option<File>,
     serial: Arc<Serial>,
     dir: PathBuf,
     started: Instant,
@@ -81,11 +81,12 @@ struct SerialState {
 impl Running {
     pub(super) fn start(machine: Machine) -> Result<Self> {
         // Fetched, where that is due, before others have to wait for this machine.
-        match machine.emulated_by {
-            Emulator::Qemu(_) => drop(Qemu::get()?),
-            Emulator::Bochs => drop(Bochs::get()?),
-        }
-        let threads = if machine.emulated_by == Emulator::Bochs { 1 } else { machine.cpus };
+        let qemu = match (machine.kind, &machine.qemu) {
+            (Kind::VmxBochs, _) => Bochs::get().map(|_| None)?,
+            (_, Some(qemu)) => Some(qemu.clone()),
+            (_, None) => Some(Qemu::get()?),
+        };
+        let threads = if qemu.is_none() { 1 } else { machine.cpus };
         let (slots, core) = take_slots(threads)?;
         let dir = paths::run(&machine.name);
         remove_dir(&dir)?;
@@ -100,31 +101,35 @@ impl Running {
             Gpu::Model(options) => Some(start_gpu(&dir, options, core)?),
             Gpu::None => None,
         };
-        let (emulator, screen) = match machine.emulated_by {
-            Emulator::Bochs => {
-                let (emulator, screen) = bochs::prepare(&machine, &dir)?;
-                (emulator, Some(screen))
-            }
-            Emulator::Qemu(kind) => {
-                let mut emulator = command::qemu(&machine, kind, &Qemu::get()?, &dir);
-                emulator.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log(&dir, "emulator.log")?);
+        let (mut emulator, wires) = match qemu {
+            None => bochs::prepare(&machine, &dir).map(|(emulator, wires)| (emulator, Some(wires)))?,
+            Some(qemu) => {
+                let mut emulator = command::qemu(&machine, &qemu, &dir);
+                emulator.stdin(Stdio::piped()).stdout(Stdio::piped());
                 (emulator, None)
             }
         };
+        emulator.stderr(log(&dir, "emulator.log")?);
         write(&dir.join("command"), format!("{emulator:?}\n"))?;
+        let mut emulator = spawn(emulator, core)?;
+        let (input, output) = match &wires {
+            None => (emulator.stdin.take().map(OwnedFd::from), emulator.stdout.take().map(OwnedFd::from)),
+            Some(wires) => {
+                let line = wires.connect(&mut emulator, &dir)?;
+                (line.try_clone().ok().map(OwnedFd::from), Some(OwnedFd::from(line)))
+            }
+        };
         let serial = Arc::new(Serial::default());
-        let sink = serial.clone();
-        let file = log(&dir, "serial.log")?;
-        let show = machine.show;
-        let mut emulator = spawn(emulator, core, move |child| collect(child, &sink, file, show))?;
+        let (sink, file, show) = (serial.clone(), log(&dir, "serial.log")?, machine.show);
+        std::thread::spawn(move || collect(output.map(File::from), &sink, file, show));
         Ok(Self {
-            input: emulator.stdin.take(),
+            input: input.map(File::from),
             emulator,
             gpu,
             serial,
             dir,
             started: Instant::now(),
-            screen,
+            screen: wires.map(|wires| wires.screen),
             _slots: slots,
         })
     }
@@ -143,7 +148,7 @@ impl Running {
     }
 
     /// The serial line's sending end, for somebody else to write to.
-    pub fn take_input(&mut self) -> Option<ChildStdin> {
+    pub fn take_input(&mut self) -> Option<File> {
         self.input.take()
     }
 
@@ -187,9 +192,9 @@ impl Running {
         }
     }
 
-    /// Whether the emulator still runs.
+    /// Whether the emulator still runs, and what is in it.
     pub fn is_alive(&mut self) -> bool {
-        matches!(self.emulator.try_wait(), Ok(None))
+        matches!(self.emulator.try_wait(), Ok(None)) && !self.is_lost()
     }
 
     /// Waits for the end, for `limit` at most.
@@ -284,7 +289,7 @@ fn start_gpu(dir: &Path, options: &[String], core: Option<usize>) -> Result<Chil
     let mut gpu = command::tied(&helper_program()?);
     gpu.current_dir(dir).args(["gpu-model", "--socket", command::SOCKET]).args(options);
     gpu.stdin(Stdio::null()).stdout(log(dir, "gpu.out")?).stderr(log(dir, "gpu.log")?);
-    let mut child = spawn(gpu, core, |_| {})?;
+    let mut child = spawn(gpu, core)?;
     let deadline = Instant::now() + Duration::from_secs(10);
     while !dir.join(command::SOCKET).exists() {
         if !matches!(child.try_wait(), Ok(None)) || Instant::now() > deadline {
@@ -310,8 +315,8 @@ fn helper_program() -> Result<PathBuf> {
         .ok_or_else(|| Error::new(format!("{name} is not beside {}: run `cargo build -p tests`", own.display())))
 }
 
-/// Starts a process from a thread of its own, pinned to `core`, which lives until `then` and the process end.
-fn spawn(mut command: Command, core: Option<usize>, then: impl FnOnce(&mut Pipes) + Send + 'static) -> Result<Child> {
+/// Starts a process from a thread of its own, pinned to `core`, which lives until the process ends.
+fn spawn(mut command: Command, core: Option<usize>) -> Result<Child> {
     let program = format!("{:?}", command.get_program());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -321,17 +326,11 @@ fn spawn(mut command: Command, core: Option<usize>, then: impl FnOnce(&mut Pipes
             // A hint for speed: a host that refuses it still runs the machine.
             let _ = sched_setaffinity(None, &set);
         }
-        let mut pipes = Pipes::default();
-        let spawned = command.spawn().map(|mut child| {
-            let (stdout, stderr) = (child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from));
-            pipes.serial = stdout.or(stderr).map(File::from);
-            child
-        });
+        let spawned = command.spawn();
         let pid = spawned.as_ref().ok().map(Child::id);
         if sender.send(spawned).is_err() {
             return;
         }
-        then(&mut pipes);
         // The kernel would kill the process with this thread.
         while pid.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
             std::thread::sleep(Duration::from_millis(50));
@@ -341,16 +340,11 @@ fn spawn(mut command: Command, core: Option<usize>, then: impl FnOnce(&mut Pipes
     child.context(|| format!("cannot start {program}"))
 }
 
-#[derive(Debug, Default)]
-struct Pipes {
-    serial: Option<File>,
-}
-
 /// Reads the serial line to its end, into the log and to whoever waits.
-fn collect(pipes: &mut Pipes, serial: &Serial, mut file: File, show: Show) {
+fn collect(mut line: Option<File>, serial: &Serial, mut file: File, show: Show) {
     let mut buffer = [0; 4096];
     let mut display = Display::default();
-    while let Some(Ok(count @ 1..)) = pipes.serial.as_mut().map(|pipe| pipe.read(&mut buffer)) {
+    while let Some(Ok(count @ 1..)) = line.as_mut().map(|line| line.read(&mut buffer)) {
         let fresh = &buffer[..count];
         let _ = file.write_all(fresh);
         if show == Show::Serial && !serial.hushed.load(Ordering::Relaxed) {
@@ -403,7 +397,7 @@ mod tests {
     fn a_process_outlives_the_call_that_spawned_it() {
         let mut command = command::tied(Path::new("/bin/sleep"));
         command.arg("0.3");
-        let mut child = spawn(command, Some(0), |_| {}).unwrap();
+        let mut child = spawn(command, Some(0)).unwrap();
         assert!(child.wait().unwrap().success());
     }
 }

@@ -1,14 +1,19 @@
 //! QEMU: an installed one if it is new enough, else the newest of the distribution, run from a private root.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::apt::numbers;
 use super::{Item, Store, unpack};
+use crate::ask::ask;
 use crate::error::{Context, Error, Result, make_dir, write};
+use crate::machine::Kind;
 use crate::paths;
+use crate::selftest::Verdicts;
 
 /// A QEMU that can run the machines of this project.
 #[derive(Debug, Clone)]
@@ -24,18 +29,47 @@ const INSTALLED_AT_LEAST: [u32; 2] = [10, 1];
 /// Earlier versions check nested SVM state wrongly (they return a truncated exit code for a refused entry).
 const FETCHED_AT_LEAST: [u32; 2] = [11, 1];
 
+/// How long it may take to tell something about itself.
+const LIMIT: Duration = Duration::from_secs(60);
+
 impl Qemu {
     /// Finds or fetches it.
     pub fn get() -> Result<Self> {
         let item = Item::new("qemu", "1");
         let program = paths::prism().join("bin/qemu-system-x86_64");
-        if item.ready().is_none()
-            && let Some(installed) = installed()
-        {
-            return Ok(installed);
+        if item.ready().is_none() {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            match Self::installed(&path, &Verdicts::of_workspace()) {
+                Some(Ok(installed)) => return Ok(installed),
+                Some(Err(why)) => eprintln!("{why}; another is fetched"),
+                None => {}
+            }
         }
         let version = item.get("QEMU", |store| fetch(store, &item.dir, &program))?;
         Ok(Self { program, version })
+    }
+
+    /// The first QEMU in the folders of `path`, if it is good enough; the error says why it is not.
+    pub fn installed(path: &OsStr, verdicts: &Verdicts) -> Option<Result<Self>> {
+        let program = std::env::split_paths(path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())?;
+        let program = std::path::absolute(&program).unwrap_or(program);
+        let place = program.display().to_string();
+        Some(Self::tried(program, verdicts).context(|| format!("{place} is not used")))
+    }
+
+    fn tried(program: PathBuf, verdicts: &Verdicts) -> Result<Self> {
+        let version = version_of(&program).ok_or_else(|| Error::new("it does not tell its version"))?;
+        let [major, minor] = INSTALLED_AT_LEAST;
+        if numbers(&version) < INSTALLED_AT_LEAST.to_vec() {
+            return Err(Error::new(format!("its version is {version}, and {major}.{minor} is needed")));
+        }
+        let device = told(&program, &["-M", "none", "-device", "vfio-user-pci,help"]).unwrap_or_default();
+        if !device.starts_with("vfio-user-pci options") {
+            return Err(Error::new("it was built without vfio-user-pci, the device that the software GPU needs"));
+        }
+        let qemu = Self { program, version };
+        verdicts.judge(Kind::SvmTcg, &qemu)?;
+        Ok(qemu)
     }
 }
 
@@ -59,22 +93,13 @@ fn fetch(store: &Store, dir: &Path, program: &Path) -> Result<String> {
     }
 }
 
-/// A QEMU on PATH, new enough and with the device that the software GPU needs.
-fn installed() -> Option<Qemu> {
-    let path = std::env::var_os("PATH")?;
-    let program = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())?;
-    let version = version_of(&program)?;
-    if numbers(&version) < INSTALLED_AT_LEAST.to_vec() {
-        return None;
-    }
-    let devices = Command::new(&program).args(["-M", "none", "-device", "help"]).output().ok()?;
-    String::from_utf8_lossy(&devices.stdout).contains("\"vfio-user-pci\"").then_some(Qemu { program, version })
+fn version_of(program: &Path) -> Option<String> {
+    told(program, &["--version"])?.split_once("version ")?.1.split_whitespace().next().map(String::from)
 }
 
-fn version_of(program: &Path) -> Option<String> {
-    let out = Command::new(program).arg("--version").output().ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    text.split_once("version ")?.1.split_whitespace().next().map(String::from)
+/// What it prints when started like this.
+fn told(program: &Path, arguments: &[&str]) -> Option<String> {
+    ask(Command::new(program).args(arguments), "", LIMIT).ok().map(|answer| answer.text)
 }
 
 /// A program that starts QEMU by its own loader and libraries, whatever the host's are.

@@ -1,0 +1,142 @@
+//! Which emulators are relied on: an installed QEMU that passes the self-test, KVM that gives its guests VT-x.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use qemu::machine::{Gpu, Kind, Machine, kvm};
+use qemu::provision::Qemu;
+use qemu::selftest::Verdicts;
+
+/// A folder of this test's own, empty.
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("prism-emulators-{}-{name}", std::process::id()));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// A shell script that goes by QEMU's name, alone in a folder.
+fn script(name: &str, text: &str) -> PathBuf {
+    let folder = folder(name);
+    let file = folder.join("qemu-system-x86_64");
+    fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+fn installed(path: &Path, verdicts: &Path) -> Option<qemu::Result<Qemu>> {
+    Qemu::installed(path.as_os_str(), &Verdicts::at(verdicts.into()))
+}
+
+#[track_caller]
+fn refused(path: &Path, words: &str) {
+    let verdicts = path.join("verdicts");
+    let why = installed(path, &verdicts).expect("there is one").unwrap_err().to_string();
+    assert!(why.contains(words) && why.contains("is not used") && !why.contains('\n'), "{why}");
+    // Told again, from the verdict that was kept if it came to one.
+    assert_eq!(installed(path, &verdicts).unwrap().unwrap_err().to_string(), why);
+    fs::remove_dir_all(path).unwrap();
+}
+
+/// The provisioned one, found as an installed one is.
+#[test]
+fn a_good_qemu_is_used_and_judged_once() {
+    let good = Qemu::get().unwrap();
+    let verdicts = folder("good");
+    let path = good.program.parent().unwrap();
+    let found = installed(path, &verdicts).expect("it is there").unwrap();
+    assert_eq!(found.program, good.program);
+    let kept = verdicts.join(Kind::SvmTcg.name());
+    let verdict = fs::read_to_string(&kept).unwrap();
+    assert!(verdict.ends_with("\npassed\n") && verdict.contains(&found.version), "{verdict}");
+    // Now the file decides, as long as the program is the same.
+    fs::write(&kept, verdict.replace("passed", "the self-test failed: as told")).unwrap();
+    let why = installed(path, &verdicts).unwrap().unwrap_err().to_string();
+    assert!(why.ends_with("the self-test failed: as told"), "{why}");
+    fs::write(&kept, "of another program\nthe self-test failed\n").unwrap();
+    assert!(installed(path, &verdicts).unwrap().is_ok());
+    fs::remove_dir_all(verdicts).unwrap();
+}
+
+#[test]
+fn none_is_none() {
+    let empty = folder("empty");
+    assert!(installed(&empty, &empty.join("verdicts")).is_none());
+    fs::remove_dir_all(empty).unwrap();
+}
+
+#[test]
+fn a_qemu_that_does_not_run_is_refused() {
+    refused(&script("broken", "exit 1"), "does not tell its version");
+}
+
+#[test]
+fn an_old_qemu_is_refused() {
+    refused(&script("old", "echo QEMU emulator version 10.0.8"), "10.0.8, and 10.1 is needed");
+}
+
+#[test]
+fn a_qemu_without_the_device_is_refused() {
+    refused(&script("bare", "echo QEMU emulator version 12.0.0"), "without vfio-user-pci");
+}
+
+/// It says what is wanted, and even that it passed, but runs nothing.
+#[test]
+fn a_liar_is_refused() {
+    let lies = "case \"$*\" in *--version*) echo QEMU emulator version 12.0.0;; *,help*) echo vfio-user-pci options:;;\n\
+                *) echo '[ladder] rung cpuid ok'; echo '[ladder] done 0'; exit 33;; esac";
+    refused(&script("liar", lies), "the self-test failed: nothing after \"rung cpuid ok\"");
+}
+
+/// A real one whose CPU has no AMD-V.
+#[test]
+fn a_qemu_that_lacks_something_is_refused_with_what_prism_says() {
+    let real = Qemu::get().unwrap().program;
+    let text = format!("exec {} $(for word; do echo \"$word\" | sed 's/^EPYC.*/qemu64,-svm/'; done)", real.display());
+    refused(&script("lacking", &text), "neither VT-x nor AMD-V");
+}
+
+/// On hosts with nested VT-x; elsewhere it says why not.
+#[test]
+fn the_ladder_on_kvm() {
+    let verdicts = folder("kvm");
+    match kvm::available() {
+        // Anew, whatever an earlier verdict says.
+        Ok(qemu) => Verdicts::at(verdicts.clone()).judge(Kind::VmxKvm, &qemu).unwrap(),
+        Err(why) => {
+            println!("skipped: {why}");
+            let why = why.to_string();
+            assert!(why.starts_with("machine vmx-kvm is not to be had here: ") && !why.contains('\n'), "{why}");
+        }
+    }
+    fs::remove_dir_all(verdicts).unwrap();
+}
+
+/// Whatever /dev/kvm is here: a QEMU that gets no KVM ends at once, and that is told apart from a guest's failure.
+#[test]
+fn a_kvm_that_fails_fails_the_self_test() {
+    let folder = script("no-kvm", "echo 'qemu: failed to initialize kvm: Not here' >&2; exit 1");
+    let qemu = Qemu { program: folder.join("qemu-system-x86_64"), version: "12.0.0".into() };
+    let verdicts = Verdicts::at(folder.join("verdicts"));
+    let why = verdicts.judge(Kind::VmxKvm, &qemu).unwrap_err().to_string();
+    assert!(why.contains("failed to initialize kvm"), "{why}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// Keys reach a guest of Prism on every machine: here through Bochs' serial line.
+#[test]
+fn bochs_has_a_serial_line_with_two_ends() {
+    let nonce = tests::nonce();
+    let bundle = qemu::bundle::Bundle::new("[[vm]]\nname = \"ladder\"\nmemory_mib = 32\nkernel = \"ladder\"\n")
+        .file("ladder", &qemu::build::assembled_guest("ladder", &nonce).unwrap());
+    let machine = Machine::vmx_bochs("bochs-serial", tests::image()).gpu(Gpu::None).module(bundle.finish());
+    let mut running = machine.start().unwrap();
+    let limit = std::time::Duration::from_secs(120);
+    running.expect(&format!("done {nonce}"), limit).unwrap();
+    running.expect("@vm vm=ladder n=1 state=off", limit).unwrap();
+    running.send(b"\x1dm").unwrap();
+    running.expect("prism> ", limit).unwrap();
+    running.send(b"vms\r").unwrap();
+    running.expect("prism: vm 1 (ladder)", limit).unwrap();
+}
