@@ -144,6 +144,39 @@ fn a_crash_stays_where_it_is_on_vmx() {
     }
 }
 
+/// Two guests take turns on one CPU; neither finds the other's values in its registers.
+#[track_caller]
+fn registers_are_kept_apart(machine: Machine) {
+    let nonce = tests::nonce();
+    let words = [format!("a{nonce}"), format!("Z{nonce}")];
+    let mut bundle = String::new();
+    for name in ["first", "second"] {
+        bundle.push_str(&format!("[[vm]]\nname = \"{name}\"\nmemory_mib = 32\nkernel = \"{name}\"\n"));
+    }
+    let mut bundle = Bundle::new(&bundle);
+    for (name, word) in ["first", "second"].into_iter().zip(&words) {
+        bundle = bundle.file(name, &assemble("keeper", word));
+    }
+    let outcome = machine.module(bundle.finish()).arguments("once").run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    for (name, word) in ["first", "second"].into_iter().zip(&words) {
+        let kept = console.guest(name).iter().any(|line| line.trim() == format!("kept {word}"));
+        if outcome.end != SUCCESS || !kept {
+            tests::fail(&outcome, &format!("guest {name} should keep its registers: {:?}", console.guest(name)));
+        }
+    }
+}
+
+#[test]
+fn registers_are_kept_apart_on_svm() {
+    registers_are_kept_apart(Machine::svm_tcg("keeper-svm", tests::image()).gpu(Gpu::None).memory_mib(512));
+}
+
+#[test]
+fn registers_are_kept_apart_on_vmx() {
+    registers_are_kept_apart(Machine::vmx_bochs("keeper-vmx", tests::image()));
+}
+
 /// Debian's kernel comes to its script on VT-x, with a sound clock.
 #[test]
 fn linux_on_vmx() {

@@ -4,6 +4,7 @@
 use core::arch::asm;
 
 use hv_defs::{msr, regs};
+use x86_64::registers::control::Cr2;
 
 use crate::x86;
 
@@ -15,17 +16,18 @@ const MSRS: [u32; 5] = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::SFMASK, msr::KER
 pub(super) struct Switched {
     msrs: [u64; MSRS.len()],
     dr6: u64,
+    cr2: u64,
 }
 
 impl Switched {
     /// The values after RESET.
-    pub const RESET: Self = Self { msrs: [0; MSRS.len()], dr6: regs::DR6_RESET };
+    pub const RESET: Self = Self { msrs: [0; MSRS.len()], dr6: regs::DR6_RESET, cr2: 0 };
 
     /// Takes them out of the CPU.
     pub fn save() -> Self {
         // SAFETY: 1. These registers exist on every 64-bit CPU. 2. Reading has no effect.
         let msrs = MSRS.map(|msr| unsafe { x86::read_msr(msr) });
-        Self { msrs, dr6: dr6() }
+        Self { msrs, dr6: dr6(), cr2: Cr2::read_raw() }
     }
 
     /// Puts them into the CPU.
@@ -36,7 +38,14 @@ impl Switched {
             unsafe { x86::write_msr(msr, value) };
         }
         set_dr6(self.dr6);
+        set_cr2(self.cr2);
     }
+}
+
+/// Sets CR2 of the guest in this CPU.
+pub(super) fn set_cr2(value: u64) {
+    // SAFETY: 1. Page-fault handlers only read CR2: the guest's, or Prism's last words.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// DR6 as the guest in this CPU left it.

@@ -19,7 +19,7 @@ use super::Vmx;
 use super::capabilities::Capabilities;
 use super::entry::{self, Gprs};
 use super::vmcs::Vmcs;
-use super::{host, instructions as vmx};
+use super::{host, instructions as vmx, switched};
 use crate::time;
 use crate::vendor::{Event, Exit, Setup, Start, VirtualCpu, Window};
 
@@ -218,7 +218,7 @@ impl VirtualCpu for VmxVcpu {
     }
 
     fn set_cr2(&mut self, value: u64) {
-        memory::set_cr2(value);
+        switched::set_cr2(value);
     }
 
     fn cr4(&self) -> u64 {

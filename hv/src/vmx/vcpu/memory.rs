@@ -1,7 +1,5 @@
 //! Frames that the control structure points to.
 
-use core::arch::asm;
-
 use hv_defs::msr::{Policy, TABLE};
 use hv_defs::vmx::{MSR_BITMAP_BYTES, MSR_BITMAP_WRITES, msr_bitmap_position};
 use hv_defs::{Frame, Hpa, PAGE_SIZE};
@@ -69,12 +67,6 @@ fn msr_bits() -> [u8; MSR_BITMAP_BYTES] {
         }
     }
     bits
-}
-
-/// CR2 is not part of the control structure, and Prism takes no page faults that it survives.
-pub(super) fn set_cr2(value: u64) {
-    // SAFETY: 1. CR2 is only read by page-fault handlers: the guest's, or Prism's last words.
-    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
 #[cfg(test)]
