@@ -1,5 +1,6 @@
 //! The host's real-time clock, read once at the start: what guests see as the date (MC146818A data sheet).
 
+use hv_dev::DateTime;
 use x86_64::instructions::port::Port;
 
 const INDEX: u16 = 0x70;
@@ -48,10 +49,9 @@ fn read(register: u8) -> u8 {
 }
 
 fn decode(fields: Fields, format: u8) -> u64 {
-    let number =
-        |value: u8| -> u64 { u64::from(if format & BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xF) }) };
+    let number = |value: u8| if format & BINARY != 0 { value } else { (value >> 4) * 10 + (value & 0xF) };
     let [second, minute, hour, day, month, year, century] = fields;
-    let hours = match number(hour & !AFTERNOON) {
+    let hour = match number(hour & !AFTERNOON) {
         hours if format & HOURS_24 != 0 => hours,
         hours => hours % 12 + if hour & AFTERNOON != 0 { 12 } else { 0 },
     };
@@ -60,27 +60,20 @@ fn decode(fields: Fields, format: u8) -> u64 {
         century @ 19..=29 => century,
         _ => 20,
     };
-    let days = days_since_1970(century * 100 + number(year), number(month), number(day));
-    ((days * 24 + hours) * 60 + number(minute)) * 60 + number(second)
-}
-
-/// Days of the Gregorian calendar, counted from March so that the leap day comes last.
-fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year.saturating_sub(1), month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day.saturating_sub(1);
-    days.saturating_sub(719_468)
+    let date = DateTime {
+        year: i64::from(century) * 100 + i64::from(number(year)),
+        month: number(month),
+        day: number(day),
+        hour,
+        minute: number(minute),
+        second: number(second),
+    };
+    u64::try_from(date.to_unix()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn known_dates() {
-        assert_eq!(days_since_1970(1970, 1, 1), 0);
-        assert_eq!(days_since_1970(2000, 3, 1), 11_017);
-        assert_eq!(days_since_1970(2024, 2, 29), 19_782);
-    }
 
     #[test]
     fn formats_agree() {

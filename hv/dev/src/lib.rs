@@ -21,6 +21,6 @@ pub mod message;
 pub mod pci;
 mod wires;
 
-pub use chipset::{Chipset, Config, Full};
+pub use chipset::{Chipset, Config, DateTime, Full};
 pub use message::{Delivery, Destination, Message, Trigger};
 pub use wires::{Level, PowerEvent, Wires};

@@ -4,18 +4,24 @@ const SECONDS_PER_DAY: i64 = 86_400;
 
 /// A date and time in fields. Fields need not be in range: a guest writes them one by one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct DateTime {
-    pub(super) year: i64,
-    pub(super) month: u8,
-    pub(super) day: u8,
-    pub(super) hour: u8,
-    pub(super) minute: u8,
-    pub(super) second: u8,
+pub struct DateTime {
+    /// Year, all its digits.
+    pub year: i64,
+    /// 1 to 12.
+    pub month: u8,
+    /// 1 to 31.
+    pub day: u8,
+    /// 0 to 23.
+    pub hour: u8,
+    /// 0 to 59.
+    pub minute: u8,
+    /// 0 to 59.
+    pub second: u8,
 }
 
 impl DateTime {
     /// Fields of a count of seconds since 1970.
-    pub(super) fn from_unix(seconds: i64) -> Self {
+    pub fn from_unix(seconds: i64) -> Self {
         let (days, rest) = (seconds.div_euclid(SECONDS_PER_DAY), seconds.rem_euclid(SECONDS_PER_DAY));
         // Years begin in March here, so that the leap day is the last one; an era has 400 years.
         let days = days + 719_468;
@@ -35,7 +41,7 @@ impl DateTime {
     }
 
     /// The count of seconds; fields out of range carry over.
-    pub(super) fn to_unix(self) -> i64 {
+    pub fn to_unix(self) -> i64 {
         let months = i64::from(self.month) - 1;
         let (year, month) = (self.year + months.div_euclid(12), months.rem_euclid(12) + 1);
         let year = if month <= 2 { year - 1 } else { year };
@@ -48,7 +54,7 @@ impl DateTime {
     }
 
     /// Day of the week, 1 (Sunday) to 7.
-    pub(super) fn weekday(self) -> u8 {
+    pub fn weekday(self) -> u8 {
         // 1970-01-01 was a Thursday.
         ((self.to_unix().div_euclid(SECONDS_PER_DAY) + 4).rem_euclid(7) + 1) as u8
     }

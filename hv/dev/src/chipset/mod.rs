@@ -17,6 +17,7 @@ use core::ops::Range;
 use hv_defs::{Gpa, Nanos, Width};
 
 use self::bridges::Bridges;
+pub use self::clock::DateTime;
 use self::i8042::I8042;
 use self::ioapic::Ioapic;
 use self::pic::{Chip, PicPair, Port};
