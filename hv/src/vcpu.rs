@@ -109,14 +109,7 @@ impl<V: VirtualCpu> Vcpu<V> {
             && let Some(entry) = self.vm.entry()
         {
             self.lapic.virtual_wire();
-            self.hw.start(Start::Long {
-                rip: entry.rip,
-                rsi: entry.rsi,
-                rsp: entry.rsp,
-                cr3: entry.cr3,
-                gdt: entry.gdt,
-                gdt_limit: entry.gdt_limit,
-            });
+            self.hw.start(Start::Long(entry));
             self.activity = Activity::Running;
         }
     }

@@ -7,6 +7,7 @@ use core::fmt;
 use hv_defs::{Gpa, Hpa, Nanos, Width};
 use hv_emu::Registers;
 
+use crate::load::linux::Entry;
 use crate::nested::{NestedMap, Pool};
 
 /// Why an extension cannot be used, as one line for the user.
@@ -57,20 +58,7 @@ pub enum Start {
         vector: u8,
     },
     /// 64-bit code, as Linux' boot protocol has it.
-    Long {
-        /// First instruction.
-        rip: u64,
-        /// RSI: the boot parameters.
-        rsi: u64,
-        /// Stack.
-        rsp: u64,
-        /// Page tables.
-        cr3: u64,
-        /// Descriptor table with CS = 0x10 and data = 0x18.
-        gdt: Gpa,
-        /// Its limit.
-        gdt_limit: u16,
-    },
+    Long(Entry),
 }
 
 /// An event to deliver at the next entry.

@@ -13,6 +13,7 @@ use super::Svm;
 use super::entry::{self, Gprs};
 use super::permissions;
 use crate::frame::{self, OwnerId};
+use crate::load::linux::Entry;
 use crate::phys;
 use crate::vendor::{Direction, Event, Exit, Setup, Start, VirtualCpu, Window};
 use crate::x86;
@@ -96,7 +97,7 @@ impl VirtualCpu for SvmVcpu {
                 save.cs.selector = u16::from(vector) << 8;
                 save.cs.base = u64::from(vector) << 12;
             }
-            Start::Long { rip, rsi, rsp, cr3, gdt, gdt_limit } => {
+            Start::Long(Entry { rip, rsi, rsp, cr3, gdt, gdt_limit }) => {
                 self.gprs.0[6] = rsi;
                 let save = &mut self.block.save;
                 (save.rip, save.rsp, save.cr3) = (rip, rsp, cr3);

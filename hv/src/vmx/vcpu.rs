@@ -20,6 +20,7 @@ use super::capabilities::Capabilities;
 use super::entry::{self, Gprs};
 use super::vmcs::Vmcs;
 use super::{host, instructions as vmx, switched};
+use crate::load::linux::Entry;
 use crate::time;
 use crate::vendor::{Event, Exit, Setup, Start, VirtualCpu, Window};
 
@@ -99,7 +100,7 @@ impl VirtualCpu for VmxVcpu {
                 self.vmcs.write(field::GUEST_CS_SELECTOR, u64::from(vector) << 8);
                 self.vmcs.write(field::GUEST_CS_BASE, u64::from(vector) << 12);
             }
-            Start::Long { rip, rsi, rsp, cr3, gdt, gdt_limit } => {
+            Start::Long(Entry { rip, rsi, rsp, cr3, gdt, gdt_limit }) => {
                 self.gprs.0[6] = rsi;
                 self.start_long();
                 let rest = [

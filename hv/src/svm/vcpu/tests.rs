@@ -32,8 +32,8 @@ fn start_up_ipi_sets_the_code_segment() {
 #[test]
 fn long_start_is_64_bit_with_flat_segments() {
     let mut vcpu = vcpu();
-    let start = Start::Long { rip: 0x100_0200, rsi: 0x7000, rsp: 0x8000, cr3: 0x9000, gdt: Gpa(0x500), gdt_limit: 31 };
-    vcpu.start(start);
+    let entry = Entry { rip: 0x100_0200, rsi: 0x7000, rsp: 0x8000, cr3: 0x9000, gdt: Gpa(0x500), gdt_limit: 31 };
+    vcpu.start(Start::Long(entry));
     let regs = vcpu.registers();
     assert_eq!(regs.bitness, Bitness::Bits64);
     assert_eq!((regs.gpr[6], regs.gpr[4], regs.cr3), (0x7000, 0x8000, 0x9000));

@@ -27,8 +27,8 @@ fn vcpu() -> VmxVcpu {
 
 fn long() -> VmxVcpu {
     let mut vcpu = vcpu();
-    let start = Start::Long { rip: 0x100_0200, rsi: 0x7000, rsp: 0x8000, cr3: 0x9000, gdt: Gpa(0x500), gdt_limit: 31 };
-    vcpu.start(start);
+    let entry = Entry { rip: 0x100_0200, rsi: 0x7000, rsp: 0x8000, cr3: 0x9000, gdt: Gpa(0x500), gdt_limit: 31 };
+    vcpu.start(Start::Long(entry));
     vcpu
 }
 
