@@ -179,6 +179,7 @@ pub(crate) fn image() -> Image {
         rodata: text_end..rodata_end,
         data: rodata_end..guard_start,
         bss: guard_end..image_end,
+        heap_bytes: hv::heap::HEAP_BYTES,
     }
 }
 

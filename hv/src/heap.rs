@@ -10,7 +10,7 @@ use spin::Mutex;
 use crate::frame::{self, OwnerId, Placement};
 use crate::phys;
 
-/// Size of the heap.
+/// Size of the heap, unless the image asks for more.
 pub const HEAP_BYTES: u64 = 16 << 20;
 
 /// The heap behind a lock. Root mode runs with interrupts disabled, so no handler can find the lock taken.
@@ -35,11 +35,11 @@ unsafe impl GlobalAlloc for LockedHeap {
     }
 }
 
-/// Gives the heap its memory; `None` when there is not enough.
-pub(crate) fn init() -> Option<()> {
-    let first = frame::alloc_run(OwnerId::HYPERVISOR, HEAP_BYTES / PAGE_SIZE, 1, Placement::Low)?;
+/// Gives the heap its memory, whole pages; `None` when there is not enough.
+pub(crate) fn init(bytes: u64) -> Option<()> {
+    let first = frame::alloc_run(OwnerId::HYPERVISOR, bytes / PAGE_SIZE, 1, Placement::Low)?;
     // SAFETY: 1. The run has just been taken for the heap alone and is mapped writable. 2. `boot` calls this once.
-    unsafe { HEAP.0.lock().init(phys::pointer(first.hpa()), HEAP_BYTES as usize) };
+    unsafe { HEAP.0.lock().init(phys::pointer(first.hpa()), bytes as usize) };
     Some(())
 }
 

@@ -30,6 +30,8 @@ pub struct Image {
     pub data: Range<u64>,
     /// Variables that begin as 0, the first stack in front. The page below it stays unmapped.
     pub bss: Range<u64>,
+    /// How large a heap it needs, in bytes: whole pages.
+    pub heap_bytes: u64,
 }
 
 impl Image {
@@ -172,6 +174,7 @@ mod tests {
             rodata: 0x11_0000..0x11_4000,
             data: 0x11_4000..0x11_5000,
             bss: 0x11_6000..0x12_0000,
+            heap_bytes: 0,
         }
     }
 

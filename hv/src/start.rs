@@ -76,7 +76,7 @@ pub fn boot(entry: BootEntry, image: &Image) -> Result<&'static Platform, Error>
     let first_tables = current_tables();
     let boot = take_memory(entry, image)?;
     let short = |NoFrame| Error::Memory(memory::usable_bytes(&boot));
-    heap::init().ok_or_else(|| short(NoFrame))?;
+    heap::init(image.heap_bytes).ok_or_else(|| short(NoFrame))?;
     console::init_buffers();
     cpu::init();
 
