@@ -11,6 +11,8 @@ use hv_defs::Hpa;
 
 /// Size of the first stack; `hv` moves each CPU to one of its own before guests run.
 const STACK_BYTES: usize = 256 * 1024;
+/// The software GPU keeps some 13 MiB of tables.
+const HEAP_BYTES: u64 = if cfg!(feature = "soft-gpu") { 2 * hv::heap::HEAP_BYTES } else { hv::heap::HEAP_BYTES };
 
 // Multiboot Specification 0.6.96, 3.1: page-aligned modules, memory information, and the address fields, by which
 // loaders take an ELF64 file too. All its fields are addresses in the one segment that linker.ld lays out.
@@ -179,7 +181,7 @@ pub(crate) fn image() -> Image {
         rodata: text_end..rodata_end,
         data: rodata_end..guard_start,
         bss: guard_end..image_end,
-        heap_bytes: hv::heap::HEAP_BYTES,
+        heap_bytes: HEAP_BYTES,
     }
 }
 

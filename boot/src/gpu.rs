@@ -5,6 +5,8 @@ mod function;
 mod host;
 mod physical;
 mod service;
+#[cfg(feature = "soft-gpu")]
+mod soft;
 
 use core::fmt;
 
@@ -22,6 +24,12 @@ use spin::{Mutex, Once};
 
 use host::Services;
 use physical::PciGpu;
+#[cfg(feature = "soft-gpu")]
+use soft::Device;
+
+/// The GPU that is shared.
+#[cfg(not(feature = "soft-gpu"))]
+type Device = PciGpu;
 
 /// Where a guest finds its vGPU: 00:02.0, as on every machine with such a GPU.
 pub const DEVICE: u8 = 2;
@@ -34,7 +42,7 @@ struct Shared {
 }
 
 struct Mediator {
-    gvt: Gvt<PciGpu>,
+    gvt: Gvt<Device>,
     host: Services,
 }
 
@@ -73,16 +81,22 @@ pub fn start(config: &Config) -> Result<Option<&'static dyn DeviceService>, Erro
     if config.vm.iter().all(|vm| vm.gpu.is_none()) {
         return Ok(None);
     }
-    let function = hv::pci::Function::find(0, DEVICE, 0).ok_or(Error::NoGpu)?;
-    let hw = PciGpu::new(function).ok_or(Error::NoGpu)?;
     let mut host = Services::new(config);
+    let function = hv::pci::Function::find(0, DEVICE, 0);
+    let hw = function.and_then(PciGpu::new);
+    let function = function.filter(|_| hw.is_some());
+    #[cfg(feature = "soft-gpu")]
+    let hw = Some(Device::choose(hw, &mut host));
+    let hw = hw.ok_or(Error::NoGpu)?;
     let settings = gvt::Config {
         slice: Nanos(u64::from(config.gpu.slice_us) * 1_000),
         hang: Nanos(u64::from(config.gpu.hang_ms) * 1_000_000),
         ..gvt::Config::default()
     };
     let gvt = Gvt::new(hw, settings, &mut host, now()).map_err(Error::Init)?;
-    function.enable_msi(CpuId(0), MSI_SLOT).ok_or(Error::NoGpu)?;
+    if let Some(function) = function {
+        function.enable_msi(CpuId(0), MSI_SLOT).ok_or(Error::NoGpu)?;
+    }
     SHARED.call_once(|| Shared { mediator: Mutex::new(Mediator { gvt, host }) });
     // What the GPU had to say before its messages were on.
     with(|gvt, host| gvt.interrupt(host, now()));
@@ -109,19 +123,28 @@ pub fn functions(id: VmId, vm: &VmConfig) -> Result<(Vec<Slotted>, u64), Error> 
 }
 
 /// Runs `call` with the mediator, then carries out what it asks for: reports, and a nearer deadline.
-fn with<T>(call: impl FnOnce(&mut Gvt<PciGpu>, &mut Services) -> T) -> Option<T> {
+fn with<T>(call: impl FnOnce(&mut Gvt<Device>, &mut Services) -> T) -> Option<T> {
     let shared = SHARED.get()?;
     let (result, deadline) = {
         let mut mediator = shared.mediator.lock();
         let Mediator { gvt, host } = &mut *mediator;
+        #[cfg(feature = "soft-gpu")]
+        soft::run(gvt, host);
         let result = call(gvt, host);
         while let Some(report) = gvt.take_report() {
             service::carry_out(&report);
         }
-        (result, gvt.deadline())
+        #[cfg(feature = "soft-gpu")]
+        host.refresh_apertures();
+        (result, deadline(gvt, host))
     };
     service::consider(deadline);
     Some(result)
+}
+
+/// When the run loop is to call again.
+fn deadline(gvt: &Gvt<Device>, host: &Services) -> Option<Nanos> {
+    gvt.deadline().into_iter().chain(host.device_deadline()).min()
 }
 
 fn now() -> Nanos {

@@ -1,7 +1,7 @@
 //! A vGPU as a PCI function of its VM.
 
-use gvt::{ApertureSlice, ResetKind, VgpuId};
-use hv::vm::VmId;
+use gvt::{ApertureAccess, ApertureSlice, ResetKind, VgpuId};
+use hv::vm::{Vm, VmId};
 use hv_defs::paging::Access;
 use hv_defs::{Hpa, Nanos, Width};
 use hv_dev::pci::{BarWindow, BarWindows, PciFunction, Space};
@@ -11,7 +11,7 @@ use super::{DEVICE, now, with};
 /// BAR with registers and page table.
 const GTTMMADR: u8 = 0;
 /// BAR with the aperture.
-const GMADR: u8 = 2;
+pub const GMADR: u8 = 2;
 /// Bytes of BAR0 that may be mapped: registers and page table.
 const GTTMMADR_SIZE: u64 = 16 << 20;
 
@@ -53,12 +53,26 @@ impl VgpuFunction {
             host.settle(self.vm);
             gvt.physical_aperture()
         });
+        match aperture {
+            Some(aperture) if aperture.access == ApertureAccess::Mappable => self.map_slice(vm, aperture.base),
+            Some(_) => {
+                with(|_, host| host.show_aperture(self.vm, self.slice));
+            }
+            None => {}
+        }
+    }
+
+    fn map_slice(&self, vm: &Vm, base: u64) {
         let (offset, size) = (self.slice.offset, self.slice.size);
-        if let Some(base) = aperture.map(|aperture| Hpa(aperture.base.wrapping_add(offset)))
-            && vm.map_range(DEVICE, GMADR, (offset, size), base, Access::ReadWrite).is_none()
-        {
+        if vm.map_range(DEVICE, GMADR, (offset, size), Hpa(base.wrapping_add(offset)), Access::ReadWrite).is_none() {
             hv::say!("vm {}: the aperture cannot be mapped; stores to it are lost", self.vm.0);
         }
+    }
+
+    /// Whether an access to the aperture lies in the guest's own slice.
+    fn is_in_slice(&self, offset: u64, width: Width) -> bool {
+        let end = self.slice.offset.saturating_add(self.slice.size);
+        offset >= self.slice.offset && offset.checked_add(width.bytes() as u64).is_some_and(|last| last <= end)
     }
 }
 
@@ -87,14 +101,23 @@ impl PciFunction for VgpuFunction {
             (GTTMMADR, Ok(offset)) => {
                 with(|gvt, host| gvt.mmio_read(host, self.vgpu, offset, width.bytes(), now())).unwrap_or(width.mask())
             }
-            // Outside the slice of the aperture.
+            // A page that is not mapped.
+            (GMADR, _) if self.is_in_slice(offset, width) => {
+                with(|_, host| host.aperture_read(offset, width)).unwrap_or(width.mask())
+            }
             _ => width.mask(),
         }
     }
 
     fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, _: Nanos) {
-        if let (GTTMMADR, Ok(offset)) = (bar, u32::try_from(offset)) {
-            with(|gvt, host| gvt.mmio_write(host, self.vgpu, offset, width.bytes(), value, now()));
+        match (bar, u32::try_from(offset)) {
+            (GTTMMADR, Ok(offset)) => {
+                with(|gvt, host| gvt.mmio_write(host, self.vgpu, offset, width.bytes(), value, now()));
+            }
+            (GMADR, _) if self.is_in_slice(offset, width) => {
+                with(|_, host| host.aperture_write(offset, width, value));
+            }
+            _ => {}
         }
     }
 

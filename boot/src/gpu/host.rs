@@ -29,6 +29,8 @@ pub struct Services {
     /// Pages mapped for VMs that are not built yet.
     early: Vec<(VmId, u32, Mapping)>,
     ledger: Ledger,
+    #[cfg(feature = "soft-gpu")]
+    pub soft: super::soft::Plugged,
 }
 
 /// Every frame that the mediator ever held: the physical GPU may have been led there, and nowhere else outside the
@@ -41,6 +43,14 @@ struct Ledger {
 impl Ledger {
     fn new() -> Self {
         Self { low: alloc::vec![0; LEDGER_FRAMES / 64], high: None }
+    }
+
+    #[cfg(feature = "soft-gpu")]
+    fn contains(&self, frame: u64) -> bool {
+        match self.low.get((frame / 64) as usize) {
+            Some(word) => word >> (frame % 64) & 1 == 1,
+            None => self.high.is_some_and(|(first, end)| (first..end).contains(&frame)),
+        }
     }
 
     fn enter(&mut self, frame: u64) {
@@ -101,7 +111,18 @@ impl Services {
             let frames = VM_QUOTA + vm.memory_mib * 256 / VM_SHARE;
             frame::set_quota(account(Owner::Vm(gvt::VmId(number))), frames);
         }
-        Self { early: Vec::new(), ledger: Ledger::new() }
+        Self {
+            early: Vec::new(),
+            ledger: Ledger::new(),
+            #[cfg(feature = "soft-gpu")]
+            soft: Default::default(),
+        }
+    }
+
+    /// Whether the mediator ever held a frame.
+    #[cfg(feature = "soft-gpu")]
+    pub fn ever_held(&self, frame: Hpa) -> bool {
+        self.ledger.contains(frame.0 / hv_defs::PAGE_SIZE)
     }
 
     /// Gives each run of frames that the mediator ever held: first byte, bytes.
@@ -112,6 +133,8 @@ impl Services {
     /// Maps what was asked for before the VM was built.
     pub fn settle(&mut self, id: VmId) {
         let Some(vm) = hv::machine::vm(id) else { return };
+        #[cfg(feature = "soft-gpu")]
+        self.soft.meet(vm);
         self.early.retain(|&(owner, page, mapping)| {
             if owner == id {
                 map(vm, page, mapping);
@@ -119,6 +142,22 @@ impl Services {
             owner != id
         });
     }
+}
+
+/// A physical device has a clock and an aperture of its own: there is nothing to do.
+#[cfg(not(feature = "soft-gpu"))]
+impl Services {
+    pub fn device_deadline(&self) -> Option<gvt_defs::Nanos> {
+        None
+    }
+
+    pub fn show_aperture(&mut self, _: VmId, _: gvt::ApertureSlice) {}
+
+    pub fn aperture_read(&mut self, _: u64, width: hv_defs::Width) -> u64 {
+        width.mask()
+    }
+
+    pub fn aperture_write(&mut self, _: u64, _: hv_defs::Width, _: u64) {}
 }
 
 fn map(vm: &Vm, page: u32, mapping: Mapping) {

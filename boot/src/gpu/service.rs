@@ -9,7 +9,7 @@ use hv::say;
 use hv::vm::{Request, VmId};
 
 use super::host::from_gvt;
-use super::{now, with};
+use super::{deadline, now, with};
 
 /// The one service.
 pub static SERVICE: GpuService = GpuService;
@@ -52,7 +52,7 @@ impl DeviceService for GpuService {
                 gvt.timer(host, now());
             }
             // Under the lock, so that a nearer deadline that comes up next is seen as nearer.
-            let deadline = gvt.deadline();
+            let deadline = deadline(gvt, host);
             KNOWN_DEADLINE.store(deadline.map_or(u64::MAX, |deadline| deadline.0), Ordering::Relaxed);
             deadline
         })?;
