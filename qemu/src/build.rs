@@ -5,14 +5,40 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::error::{Context, Error, Result, read};
+use crate::error::{Context, Error, Result, read, write};
+use crate::lock::Lock;
 use crate::{paths, provision};
 
 const BARE: &str = "x86_64-unknown-none";
 const GUEST: &str = "x86_64-unknown-linux-gnu";
 
+/// Which image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// The product.
+    Product,
+    /// With the software GPU linked in, for machines without any.
+    SoftGpu,
+}
+
+impl Variant {
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Product => &[],
+            Self::SoftGpu => &["--features", "soft-gpu"],
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Product => "prism-hv",
+            Self::SoftGpu => "prism-hv-soft-gpu",
+        }
+    }
+}
+
 /// Builds the hypervisor image; gives the path of the ELF file.
-pub fn image() -> Result<PathBuf> {
+pub fn image(variant: Variant) -> Result<PathBuf> {
     let (mut command, dir, how) = if bare_target_installed() {
         (cargo(), target_dir(), "installed target")
     } else {
@@ -20,9 +46,20 @@ pub fn image() -> Result<PathBuf> {
         (command, dir, "core built from the distribution's rust-src")
     };
     command.args(["build", "--package", "boot", "--release", "--target", BARE]);
+    command.args(variant.features());
     eprintln!("building the hypervisor image ({how}) ...");
+    // Cargo gives all variants one name: the lock is held until this one's file is safe under its own.
+    let _lock = Lock::take_in(&dir, "image.lock")?;
     run(command.arg("--target-dir").arg(&dir), "the hypervisor image")?;
-    Ok(dir.join(BARE).join("release/prism-hv"))
+    let built = read(&dir.join(BARE).join("release/prism-hv"))?;
+    let image = dir.join(variant.name());
+    if fs::read(&image).ok().as_ref() != Some(&built) {
+        // Whole at once: somebody else may be starting it.
+        let fresh = image.with_extension("new");
+        write(&fresh, built)?;
+        fs::rename(&fresh, &image).context(|| format!("cannot name {}", image.display()))?;
+    }
+    Ok(image)
 }
 
 /// Builds a guest program, linked statically so that it runs in any initrd; gives its path.

@@ -24,7 +24,7 @@ pub fn main() -> Result<bool> {
             Ok(true)
         }
         Command::Build => {
-            let image = build::image()?;
+            let image = build::image(build::Variant::Product)?;
             println!("{} ({} bytes)", image.display(), read(&image)?.len());
             Ok(true)
         }
@@ -82,7 +82,7 @@ Options of a run:
   --config FILE        the guests (default: qemu/demo/prism.toml, or no-gpu.toml beside it; copy and change it)
   --machine NAME       vmx-kvm:   Prism in QEMU with KVM (default where KVM gives its guests VT-x)
                        svm-tcg:   Prism in QEMU, on an emulated AMD CPU (default elsewhere)
-                       vmx-bochs: Prism in Bochs, on an emulated Intel CPU; no GPU yet, so other guests
+                       vmx-bochs: Prism in Bochs, on an emulated Intel CPU; slow: its default guests have no GPU
                        native:    the first guest of the configuration alone, without Prism
   --cpus N             physical CPUs of the machine (default 1: fastest on a small host)
   --memory MIB         physical memory of the machine (default 5120; vmx-bochs 1024, native 2048)

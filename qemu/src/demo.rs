@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::build::{self, Variant};
 use crate::bundle::{Bundle, guests_with_gpu, named_files};
 use crate::cli::{Lifetime, Options};
 use crate::console::Console;
@@ -10,7 +11,7 @@ use crate::error::{Error, Result, read};
 use crate::guest::Initrd;
 use crate::machine::{End, Kind, Machine, Outcome, Show, kvm};
 use crate::provision::KernelKind;
-use crate::{build, paths, report, terminal};
+use crate::{paths, report, terminal};
 
 /// What Prism writes to the exit device when every guest has powered off by itself.
 const SUCCESS: u32 = 0x10;
@@ -65,12 +66,13 @@ impl Run<'_> {
 
     fn prism(&self) -> Result<Machine> {
         let text = String::from_utf8_lossy(&read(&self.config)?).into_owned();
-        if !self.kind.has_gpu() && guests_with_gpu(&text)? > 0 {
-            let (name, file) = (self.kind.name(), self.config.display());
-            return Err(Error::new(format!("machine {name} has no GPU yet: take the gpu tables out of {file}")));
-        }
+        // Where the machine has none, the image brings one.
+        let variant = match guests_with_gpu(&text)? {
+            1.. if !self.kind.has_gpu() => Variant::SoftGpu,
+            _ => Variant::Product,
+        };
         let bundle = Bundle::of(&self.config, |name| provided(name, self.options.lifetime, &self.nonce))?;
-        let image = build::image()?;
+        let image = build::image(variant)?;
         let arguments = match self.options.lifetime {
             Lifetime::Once => "once stats",
             Lifetime::Interactive => "stats",

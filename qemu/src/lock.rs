@@ -1,6 +1,7 @@
 //! Locks that hold across processes (`cargo test` starts several), freed when the holder ends.
 
 use std::fs::File;
+use std::path::Path;
 
 use crate::error::{Context, Result, make_dir};
 use crate::paths;
@@ -14,8 +15,12 @@ pub struct Lock {
 impl Lock {
     /// Waits for the lock of this name; says so on stderr if that takes a wait.
     pub fn take(name: &str) -> Result<Self> {
-        let dir = paths::prism().join("locks");
-        make_dir(&dir)?;
+        Self::take_in(&paths::prism().join("locks"), name)
+    }
+
+    /// The same for a lock that lies in a folder of the caller's choice.
+    pub fn take_in(dir: &Path, name: &str) -> Result<Self> {
+        make_dir(dir)?;
         let path = dir.join(name);
         let file = File::create(&path).context(|| format!("cannot create {}", path.display()))?;
         if file.try_lock().is_err() {

@@ -7,12 +7,19 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use qemu::build::Variant;
 use qemu::machine::Outcome;
 
 /// The hypervisor image, built once a test process.
 pub fn image() -> &'static PathBuf {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    IMAGE.get_or_init(|| qemu::build::image().expect("the image builds"))
+    IMAGE.get_or_init(|| qemu::build::image(Variant::Product).expect("the image builds"))
+}
+
+/// The image with the software GPU linked in, built once a test process.
+pub fn soft_gpu_image() -> &'static PathBuf {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| qemu::build::image(Variant::SoftGpu).expect("the image builds"))
 }
 
 /// The guest program that exercises a GPU, built once a test process.

@@ -78,6 +78,12 @@ impl Guest {
         self
     }
 
+    /// How much memory it has.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
     /// The `gpu` line of its table in `prism.toml`.
     pub fn gpu(mut self, line: &'static str) -> Self {
         self.gpu = line;
@@ -108,6 +114,13 @@ pub fn machine(name: &str, guests: &[Guest], gpu: &[&str]) -> Machine {
 
 /// The same with a GPU that takes what comes, for guests that try everything.
 pub fn lenient_machine(name: &str, guests: &[Guest], gpu: &[&str]) -> Machine {
+    let mut options = vec!["--stats".to_owned(), "stats.json".into()];
+    options.extend(gpu.iter().map(|option| (*option).to_owned()));
+    with_guests(Machine::svm_tcg(name, image()).gpu(Gpu::Model(options)), guests).arguments("once stats")
+}
+
+/// A machine that boots these guests.
+pub fn with_guests(machine: Machine, guests: &[Guest]) -> Machine {
     let mut config = String::new();
     for guest in guests {
         writeln!(
@@ -125,9 +138,7 @@ pub fn lenient_machine(name: &str, guests: &[Guest], gpu: &[&str]) -> Machine {
         bundle = bundle.file(&format!("{}.kernel", guest.name), &kernel);
         bundle = bundle.file(&format!("{}.initrd", guest.name), &guest.initrd());
     }
-    let mut options = vec!["--stats".to_owned(), "stats.json".into()];
-    options.extend(gpu.iter().map(|option| (*option).to_owned()));
-    Machine::svm_tcg(name, image()).gpu(Gpu::Model(options)).module(bundle.finish()).arguments("once stats")
+    machine.module(bundle.finish()).arguments("once")
 }
 
 /// Script lines that wait for `Conversation::go`.
