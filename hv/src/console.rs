@@ -230,12 +230,15 @@ impl Console {
     }
 
     fn drain_all(&mut self) {
-        for _ in 0..PATIENCE {
+        let waiting =
+            |console: &Self| console.ring.as_ref().filter(|_| console.uart.is_some()).map_or(0, VecDeque::len);
+        let (mut left, mut patience) = (waiting(self), PATIENCE);
+        while left > 0 && patience > 0 {
             self.drain(RING_BYTES);
-            if self.uart.is_none() || self.ring.as_ref().is_none_or(VecDeque::is_empty) {
-                return;
-            }
             core::hint::spin_loop();
+            // A slow UART is not dead as long as it takes bytes.
+            patience = if waiting(self) < left { PATIENCE } else { patience - 1 };
+            left = waiting(self);
         }
     }
 }
@@ -262,7 +265,7 @@ impl Write for Direct<'_> {
         while !left.is_empty() && patience > 0 {
             let sent = self.0.send_bytes(left);
             left = left.get(sent..).unwrap_or_default();
-            patience -= 1;
+            patience = if sent > 0 { PATIENCE } else { patience - 1 };
         }
         Ok(())
     }
