@@ -1,8 +1,6 @@
 //! AMD-V: the virtual machine control block, exit codes and intercepts (APM volume 2, chapter 15 and appendices B, C).
 #![allow(missing_docs, reason = "constant tables: each name is the manual's own")]
 
-use core::mem::offset_of;
-
 use zerocopy::FromZeros;
 
 /// CPUID leaf that describes SVM, and the feature bit of leaf 0x8000_0001 ECX.
@@ -121,39 +119,6 @@ pub struct Vmcb {
     pub control: Control,
     pub save: Save,
 }
-
-/// The offsets that appendix B gives.
-const _: () = {
-    assert!(size_of::<Vmcb>() == 4096);
-    assert!(offset_of!(Vmcb, save) == 0x400);
-    assert!(offset_of!(Control, intercept_misc1) == 0x00C);
-    assert!(offset_of!(Control, intercept_misc2) == 0x010);
-    assert!(offset_of!(Control, pause_filter_threshold) == 0x03C);
-    assert!(offset_of!(Control, iopm_base_pa) == 0x040);
-    assert!(offset_of!(Control, tsc_offset) == 0x050);
-    assert!(offset_of!(Control, guest_asid) == 0x058);
-    assert!(offset_of!(Control, tlb_control) == 0x05C);
-    assert!(offset_of!(Control, vintr) == 0x060);
-    assert!(offset_of!(Control, exit_code) == 0x070);
-    assert!(offset_of!(Control, exit_int_info) == 0x088);
-    assert!(offset_of!(Control, np_enable) == 0x090);
-    assert!(offset_of!(Control, event_inj) == 0x0A8);
-    assert!(offset_of!(Control, n_cr3) == 0x0B0);
-    assert!(offset_of!(Control, vmcb_clean) == 0x0C0);
-    assert!(offset_of!(Control, nrip) == 0x0C8);
-    assert!(offset_of!(Control, guest_instruction_bytes) == 0x0D1);
-    assert!(offset_of!(Save, gdtr) == 0x060);
-    assert!(offset_of!(Save, tr) == 0x090);
-    assert!(offset_of!(Save, cpl) == 0x0CB);
-    assert!(offset_of!(Save, efer) == 0x0D0);
-    assert!(offset_of!(Save, cr4) == 0x148);
-    assert!(offset_of!(Save, rip) == 0x178);
-    assert!(offset_of!(Save, rsp) == 0x1D8);
-    assert!(offset_of!(Save, rax) == 0x1F8);
-    assert!(offset_of!(Save, cr2) == 0x240);
-    assert!(offset_of!(Save, g_pat) == 0x268);
-    assert!(offset_of!(Save, lastexcpto) == 0x290);
-};
 
 /// Intercepts, vector 3 (offset 0x00C).
 pub mod misc1 {
@@ -303,6 +268,45 @@ pub const fn msrpm_position(msr: u32) -> Option<(usize, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::mem::offset_of;
+
+    #[test]
+    fn offsets_are_those_of_appendix_b() {
+        assert_eq!(size_of::<Vmcb>(), 4096);
+        let offsets = [
+            (offset_of!(Vmcb, save), 0x400),
+            (offset_of!(Control, intercept_misc1), 0x00C),
+            (offset_of!(Control, intercept_misc2), 0x010),
+            (offset_of!(Control, pause_filter_threshold), 0x03C),
+            (offset_of!(Control, iopm_base_pa), 0x040),
+            (offset_of!(Control, tsc_offset), 0x050),
+            (offset_of!(Control, guest_asid), 0x058),
+            (offset_of!(Control, tlb_control), 0x05C),
+            (offset_of!(Control, vintr), 0x060),
+            (offset_of!(Control, exit_code), 0x070),
+            (offset_of!(Control, exit_int_info), 0x088),
+            (offset_of!(Control, np_enable), 0x090),
+            (offset_of!(Control, event_inj), 0x0A8),
+            (offset_of!(Control, n_cr3), 0x0B0),
+            (offset_of!(Control, vmcb_clean), 0x0C0),
+            (offset_of!(Control, nrip), 0x0C8),
+            (offset_of!(Control, guest_instruction_bytes), 0x0D1),
+            (offset_of!(Save, gdtr), 0x060),
+            (offset_of!(Save, tr), 0x090),
+            (offset_of!(Save, cpl), 0x0CB),
+            (offset_of!(Save, efer), 0x0D0),
+            (offset_of!(Save, cr4), 0x148),
+            (offset_of!(Save, rip), 0x178),
+            (offset_of!(Save, rsp), 0x1D8),
+            (offset_of!(Save, rax), 0x1F8),
+            (offset_of!(Save, cr2), 0x240),
+            (offset_of!(Save, g_pat), 0x268),
+            (offset_of!(Save, lastexcpto), 0x290),
+        ];
+        for (index, (actual, expected)) in offsets.into_iter().enumerate() {
+            assert_eq!(actual, expected, "row {index}");
+        }
+    }
 
     #[test]
     fn msr_permission_bits() {
