@@ -186,12 +186,6 @@ pub fn write_xmm(index: u8, value: u128) -> Option<()> {
     Some(())
 }
 
-impl Default for GuestState {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// # Safety
 /// 1. CR4.OSXSAVE is set. 2. The CPU supports the value.
 unsafe fn set_xcr0(value: u64) {

@@ -193,13 +193,13 @@ impl<F: EntryFormat + 'static> Nested<F> {
         (0..512).all(|slot| self.load(table, level, slot) == Entry::Empty)
     }
 
-    fn load(&self, table: impl Into<TableAddress>, level: Level, index: usize) -> Entry {
-        let raw = table.into().window().read_u64(index as u64 * 8);
+    fn load(&self, table: Frame, level: Level, index: usize) -> Entry {
+        let raw = window(table).read_u64(index as u64 * 8);
         raw.map_or(Entry::Empty, |raw| F::decode(level, raw))
     }
 
     fn store(&mut self, table: Frame, level: Level, index: usize, entry: Entry) {
-        let _ = TableAddress(table).window().write_u64(index as u64 * 8, F::encode(level, entry));
+        let _ = window(table).write_u64(index as u64 * 8, F::encode(level, entry));
     }
 }
 
@@ -247,22 +247,11 @@ impl<F: EntryFormat + 'static> NestedMap for Nested<F> {
     }
 }
 
-/// A frame that holds a table of ours.
-#[derive(Clone, Copy)]
-struct TableAddress(Frame);
-
-impl From<Frame> for TableAddress {
-    fn from(frame: Frame) -> Self {
-        Self(frame)
-    }
-}
-
-impl TableAddress {
-    fn window(self) -> Window {
-        // SAFETY: 1. Every table comes from the pool, whose frames are RAM that the frame allocator gave to it alone.
-        // 2. They are only ever accessed by copying, here, and by the CPUs' table walk.
-        unsafe { Window::new(self.0.hpa(), PAGE_SIZE) }
-    }
+/// The content of a table of ours.
+fn window(table: Frame) -> Window {
+    // SAFETY: 1. Every table comes from the pool, whose frames are RAM that the frame allocator gave to it alone. 2. They
+    // are only ever accessed by copying, here, and by the CPUs' table walk.
+    unsafe { Window::new(table.hpa(), PAGE_SIZE) }
 }
 
 #[cfg(test)]

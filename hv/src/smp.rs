@@ -2,7 +2,9 @@
 
 mod bringup;
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
+
+use spin::Once;
 
 use crate::percpu::{self, CpuId, PerCpu};
 use crate::{apic, console, irq, power};
@@ -15,18 +17,12 @@ pub(crate) const PARKED: u32 = 1;
 pub(crate) const RUNNING: u32 = 2;
 
 /// What every CPU runs, once there is something to run.
-static ENTRY: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
-
-fn entry() -> Option<fn() -> !> {
-    let pointer = ENTRY.load(Ordering::Acquire);
-    // SAFETY: 1. `start` stores only such function pointers; on x86-64 they are as wide as data pointers.
-    (!pointer.is_null()).then(|| unsafe { core::mem::transmute::<*mut (), fn() -> !>(pointer) })
-}
+static ENTRY: Once<fn() -> !> = Once::new();
 
 /// Every CPU calls `run`, each on its own stack, this one included. The console goes over to being polled.
 pub fn start(run: fn() -> !) -> ! {
     console::start_polling();
-    ENTRY.store(run as *mut (), Ordering::Release);
+    ENTRY.call_once(|| run);
     for cpu in 1..percpu::count() {
         apic::kick(CpuId(cpu));
     }
@@ -41,7 +37,7 @@ pub fn start(run: fn() -> !) -> ! {
 }
 
 extern "C" fn enter() -> ! {
-    match entry() {
+    match ENTRY.get() {
         Some(run) => run(),
         None => power::halt(),
     }
@@ -51,7 +47,7 @@ extern "C" fn enter() -> ! {
 pub(crate) fn park(cpu: &PerCpu) -> ! {
     cpu.state.store(PARKED, Ordering::Release);
     loop {
-        if let Some(run) = entry() {
+        if let Some(run) = ENTRY.get() {
             cpu.state.store(RUNNING, Ordering::Release);
             run();
         }

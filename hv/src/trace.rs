@@ -16,15 +16,10 @@ struct Entry {
 }
 
 /// A ring of exits.
+#[derive(Default)]
 pub struct Trace {
     entries: [Option<Entry>; KEPT],
     next: usize,
-}
-
-impl Default for Trace {
-    fn default() -> Self {
-        Self { entries: [None; KEPT], next: 0 }
-    }
 }
 
 impl Trace {

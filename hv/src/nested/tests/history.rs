@@ -45,7 +45,7 @@ fn look() {
 fn walk<F: EntryFormat>(root: Frame, gpa: u64) -> State {
     let (mut table, mut level) = (root, Level::L4);
     loop {
-        let raw = TableAddress(table).window().read_u64(level.index(gpa) as u64 * 8).unwrap();
+        let raw = window(table).read_u64(level.index(gpa) as u64 * 8).unwrap();
         match F::decode(level, raw) {
             Entry::Empty => return None,
             Entry::Table(below) => (table, level) = (below.frame(), level.below().unwrap()),
