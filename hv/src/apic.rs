@@ -2,7 +2,7 @@
 
 mod io;
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use hv_defs::apic::*;
 use hv_defs::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST};
@@ -25,13 +25,8 @@ const DIVIDE_BY_1: u32 = 0b1011;
 const LATE_NANOS: u64 = 1_000;
 const LATE_SHIFT: u32 = 13;
 
-const MODE_NONE: u8 = 0;
-const MODE_PAGE: u8 = 1;
-const MODE_X2APIC: u8 = 2;
-
-/// How all CPUs reach their APIC; they agree.
-static MODE: AtomicU8 = AtomicU8::new(MODE_NONE);
-static PAGE: Once<Mmio> = Once::new();
+/// The page of registers that every CPU's APIC has at the same place; none where they are MSRs (x2APIC).
+static PAGE: Once<Option<Mmio>> = Once::new();
 /// Timer ticks a nanosecond, times 2^32; 0 when the timer takes TSC deadlines.
 static TICKS_PER_NANO: AtomicU64 = AtomicU64::new(0);
 
@@ -49,7 +44,7 @@ pub fn flush_ipi(cpu: CpuId) {
 
 /// Stops every other CPU for good, by NMI: it reaches them with interrupts disabled too.
 pub(crate) fn stop_others() {
-    if MODE.load(Ordering::Acquire) != MODE_NONE {
+    if PAGE.is_completed() {
         send(0, ICR_NMI | ICR_ASSERT | ICR_ALL_BUT_SELF);
     }
 }
@@ -85,21 +80,19 @@ pub(crate) fn end_of_interrupt() {
 /// Finds the APIC and enables this CPU's, everything masked. The boot CPU comes first.
 pub(crate) fn init_cpu() -> Result<(), paging::NoFrame> {
     let mut base = Msr::new(IA32_APIC_BASE);
-    // SAFETY: 1. Every CPU with long mode has this MSR. 2. The bits written only ever enable: some emulators never enable
-    // an APIC again.
+    // SAFETY: 1. Every CPU with long mode has this MSR. 2. The bits written only ever enable: some emulators never
+    // enable an APIC again that was off.
     let value = unsafe { base.read() };
     let has_x2apic = Cpuid::new().get_feature_info().is_some_and(|features| features.has_x2apic());
-    let mode = if has_x2apic { MODE_X2APIC } else { MODE_PAGE };
     let wanted = value | BASE_EN | if has_x2apic { BASE_EXTD } else { 0 };
     if wanted != value {
         // SAFETY: 1. As above.
         unsafe { base.write(wanted) };
     }
-    if mode == MODE_PAGE && !PAGE.is_completed() {
-        let page = paging::map_device(Hpa(value & BASE_ADDRESS), 0x1000)?;
+    if !PAGE.is_completed() {
+        let page = if has_x2apic { None } else { Some(paging::map_device(Hpa(value & BASE_ADDRESS), 0x1000)?) };
         PAGE.call_once(|| page);
     }
-    MODE.store(mode, Ordering::Release);
     reset_registers();
     Ok(())
 }
@@ -158,10 +151,7 @@ fn write_deadline(tsc: u64) {
 
 /// This CPU's APIC ID.
 pub(crate) fn id() -> u32 {
-    match MODE.load(Ordering::Relaxed) {
-        MODE_X2APIC => read(ID),
-        _ => read(ID) >> 24,
-    }
+    if is_x2apic() { read(ID) } else { read(ID) >> 24 }
 }
 
 /// Starts the CPU with this APIC ID at `page` (below 1 MiB), the first of two times.
@@ -183,21 +173,18 @@ fn send_to(cpu: CpuId, command: u32) {
 fn send(apic_id: u32, command: u32) {
     // What was posted must be seen by whoever the message wakes; a WRMSR to the x2APIC does not wait for stores.
     fence(Ordering::SeqCst);
-    match MODE.load(Ordering::Relaxed) {
-        MODE_X2APIC => {
-            let value = u64::from(apic_id) << 32 | u64::from(command);
-            // SAFETY: 1. The CPU is in x2APIC mode. 2. The messages sent are to CPUs of ours, for vectors of ours.
-            unsafe {
-                core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
-                Msr::new(X2APIC_FIRST + u32::from(ICR)).write(value);
-            }
+    if is_x2apic() {
+        let value = u64::from(apic_id) << 32 | u64::from(command);
+        // SAFETY: 1. The CPU is in x2APIC mode. 2. The messages sent are to CPUs of ours, for vectors of ours.
+        unsafe {
+            core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
+            Msr::new(X2APIC_FIRST + u32::from(ICR)).write(value);
         }
-        _ => {
-            wait_until_sent();
-            write(ICR_HIGH, apic_id << 24);
-            write(ICR, command);
-            wait_until_sent();
-        }
+    } else {
+        wait_until_sent();
+        write(ICR_HIGH, apic_id << 24);
+        write(ICR, command);
+        wait_until_sent();
     }
 }
 
@@ -210,23 +197,26 @@ fn wait_until_sent() {
     }
 }
 
+fn is_x2apic() -> bool {
+    matches!(PAGE.get(), Some(None))
+}
+
 fn read(register: u8) -> u32 {
-    match MODE.load(Ordering::Relaxed) {
-        // SAFETY: 1. The CPU is in x2APIC mode, and the register is one of `hv_defs::apic`, all readable but EOI (never read).
-        MODE_X2APIC => unsafe { Msr::new(X2APIC_FIRST + u32::from(register)).read() as u32 },
-        _ => PAGE.get().map_or(0, |page| page.read32(16 * u64::from(register))),
+    match PAGE.get() {
+        Some(Some(page)) => page.read32(16 * u64::from(register)),
+        // SAFETY: 1. The CPU is in x2APIC mode, and the register is one of `hv_defs::apic`, all readable but EOI (never
+        // read).
+        Some(None) => unsafe { Msr::new(X2APIC_FIRST + u32::from(register)).read() as u32 },
+        None => 0,
     }
 }
 
 fn write(register: u8, value: u32) {
-    match MODE.load(Ordering::Relaxed) {
-        // SAFETY: 1. The CPU is in x2APIC mode, and the register is one of `hv_defs::apic`. 2. No interrupt that it enables has
-        // a handler that does more than set bits.
-        MODE_X2APIC => unsafe { Msr::new(X2APIC_FIRST + u32::from(register)).write(u64::from(value)) },
-        _ => {
-            if let Some(page) = PAGE.get() {
-                page.write32(16 * u64::from(register), value);
-            }
-        }
+    match PAGE.get() {
+        Some(Some(page)) => page.write32(16 * u64::from(register), value),
+        // SAFETY: 1. The CPU is in x2APIC mode, and the register is one of `hv_defs::apic`. 2. No interrupt that it enables
+        // has a handler that does more than set bits.
+        Some(None) => unsafe { Msr::new(X2APIC_FIRST + u32::from(register)).write(u64::from(value)) },
+        None => {}
     }
 }
