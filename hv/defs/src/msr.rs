@@ -177,24 +177,15 @@ const fn stored_before(rows: usize) -> usize {
     sum
 }
 
-/// Slot of each row's first `Stored` register.
-const SLOTS: [u8; TABLE.len()] = {
-    let mut slots = [0; TABLE.len()];
-    let mut index = 0;
-    while index < TABLE.len() {
-        slots[index] = stored_before(index) as u8;
-        index += 1;
-    }
-    slots
-};
-const _: () = assert!(STORED < 256);
-
 /// The row that covers `msr`, and the storage slot if it is `Stored`.
 pub fn find(msr: u32) -> Option<(&'static Row, usize)> {
     let index = TABLE.partition_point(|row| row.last < msr);
     let row = TABLE.get(index).filter(|row| row.first <= msr)?;
-    let base = usize::from(*SLOTS.get(index)?);
-    Some((row, base + (msr - row.first) as usize))
+    let slot = match row.policy {
+        Policy::Stored { .. } => stored_before(index) + (msr - row.first) as usize,
+        _ => 0,
+    };
+    Some((row, slot))
 }
 
 /// Values of the `Stored` registers after RESET.

@@ -227,36 +227,17 @@ pub mod exit {
     pub const ENCLS: u32 = 60;
 }
 
-/// Width of a field: bits 14:13 of its encoding (appendix B).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FieldWidth {
-    Bits16,
-    Bits64,
-    Bits32,
-    Natural,
-}
-
 /// A field of the control structure: its encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Field(pub u32);
 
 impl Field {
-    /// How wide it is.
-    pub const fn width(self) -> FieldWidth {
-        match self.0 >> 13 & 3 {
-            0 => FieldWidth::Bits16,
-            1 => FieldWidth::Bits64,
-            2 => FieldWidth::Bits32,
-            _ => FieldWidth::Natural,
-        }
-    }
-
-    /// The bits that it holds.
+    /// The bits that it holds: bits 14:13 of the encoding tell its width (appendix B).
     pub const fn mask(self) -> u64 {
-        match self.width() {
-            FieldWidth::Bits16 => 0xFFFF,
-            FieldWidth::Bits32 => 0xFFFF_FFFF,
-            FieldWidth::Bits64 | FieldWidth::Natural => u64::MAX,
+        match self.0 >> 13 & 3 {
+            0 => 0xFFFF,
+            2 => 0xFFFF_FFFF,
+            _ => u64::MAX,
         }
     }
 
@@ -512,19 +493,25 @@ mod tests {
 
     #[test]
     fn names_say_how_wide_fields_are() {
+        const BITS_16: u32 = 0;
+        const BITS_64: u32 = 1;
+        const BITS_32: u32 = 2;
+        const NATURAL: u32 = 3;
         for (field, name) in FIELDS {
             let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
             if ends(&["_SELECTOR", "PROCESSOR_ID"]) {
-                assert_eq!(field.width(), FieldWidth::Bits16, "{name}");
+                assert_eq!(field.0 >> 13 & 3, BITS_16, "{name}");
             } else if ends(&["_LIMIT", "_RIGHTS", "_CONTROLS", "_COUNT", "_STATE", "_INFORMATION", "_CODE"]) {
-                assert_eq!(field.width(), FieldWidth::Bits32, "{name}");
+                assert_eq!(field.0 >> 13 & 3, BITS_32, "{name}");
             } else if ends(&["_BASE", "_RIP", "_RSP", "_CR0", "_CR3", "_CR4", "_SHADOW", "QUALIFICATION"]) {
-                assert_eq!(field.width(), FieldWidth::Natural, "{name}");
+                assert_eq!(field.0 >> 13 & 3, NATURAL, "{name}");
             } else if ends(&["_PAT", "_EFER", "_POINTER", "_OFFSET", "_BITMAPS"]) {
-                assert_eq!(field.width(), FieldWidth::Bits64, "{name}");
+                assert_eq!(field.0 >> 13 & 3, BITS_64, "{name}");
             }
         }
         assert_eq!(field::GUEST_RIP.name(), "GUEST_RIP");
+        assert_eq!(field::GUEST_CS_SELECTOR.mask(), 0xFFFF);
+        assert_eq!((field::GUEST_CS_LIMIT.mask(), field::TSC_OFFSET.mask()), (0xFFFF_FFFF, u64::MAX));
     }
 
     #[test]
