@@ -61,6 +61,11 @@ pub const TIMESTAMP_UDW: u32 = 0x35C;
 pub const CSB: u32 = 0x370;
 pub const CSB_PTR: u32 = 0x3A0;
 pub const CTX_TIMESTAMP: u32 = 0x3A8;
+
+/// Nanoseconds of so many ticks of the timestamps: 12 MHz (Skylake to Comet Lake).
+pub const fn timestamp_nanos(ticks: u32) -> u64 {
+    ticks as u64 * 250 / 3
+}
 pub const MI_PREDICATE_RESULT_2: u32 = 0x3BC;
 pub const MI_PREDICATE_SRC0: u32 = 0x400;
 pub const MI_PREDICATE_SRC0_UDW: u32 = 0x404;

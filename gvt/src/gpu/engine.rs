@@ -46,8 +46,21 @@ pub(crate) struct Run {
     pub(crate) vgpu: usize,
     /// When its context was loaded.
     pub(crate) since: Nanos,
+    /// The context's own clock then.
+    pub(crate) clock: u32,
+    /// Up to when its time is counted.
+    pub(crate) counted: Nanos,
     /// It has to go.
     pub(crate) asked: Option<Ask>,
+}
+
+/// An idle engine that is kept for a vGPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// Index of the vGPU.
+    pub(crate) vgpu: usize,
+    /// Since when.
+    pub(crate) since: Nanos,
 }
 
 /// A wish that the guest context leave.
@@ -83,6 +96,10 @@ pub(crate) struct PhysEngine {
     pub(crate) run: Option<Run>,
     /// Who used it last, since when without a break.
     pub(crate) slice: Option<(usize, Nanos)>,
+    /// For whom it is kept although others wait.
+    pub(crate) kept: Option<Kept>,
+    /// What the virtual time of a vGPU with a fair share of it would be.
+    pub(crate) virtual_time: u64,
     /// Whether the registers of an image that the hardware saved are known.
     pub(crate) learnt: bool,
     /// RING_IMR as written.
@@ -102,6 +119,8 @@ impl PhysEngine {
             owner: None,
             run: None,
             slice: None,
+            kept: None,
+            virtual_time: 0,
             learnt: false,
             imr: u32::MAX,
         }

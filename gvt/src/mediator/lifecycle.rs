@@ -81,6 +81,7 @@ impl<W: Hw> Gvt<W> {
                 phys.owner = None;
             }
             phys.slice = phys.slice.filter(|(vgpu, _)| *vgpu != index);
+            phys.kept = phys.kept.filter(|kept| kept.vgpu != index);
         }
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::take) else { return };
         let Gpu { hw, pool, .. } = &mut self.gpu;
@@ -119,6 +120,7 @@ impl<W: Hw> Gvt<W> {
         for engine in Engine::ALL.into_iter().filter(|engine| mask.has(*engine)) {
             let stop = self.runs_on(index, engine);
             if stop {
+                self.settle(engine, now);
                 self.trace.push(now, Some(index), Note::EngineReset(engine));
                 self.gpu.reset_engine(host, engine);
             }

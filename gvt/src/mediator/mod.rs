@@ -6,6 +6,7 @@ mod handlers;
 mod lifecycle;
 mod query;
 mod run;
+mod share;
 mod submit;
 
 #[cfg(test)]
@@ -37,6 +38,8 @@ pub(crate) const POOL_SHARE: u32 = (crate::gpu::pool::PAGES - 64) / VGPUS as u32
 pub struct Config {
     /// How long a vGPU keeps an engine that another one waits for.
     pub slice: Nanos,
+    /// How long an engine is kept for a vGPU that is owed time and has just run out of work.
+    pub grace: Nanos,
     /// How long a status entry that tells only of a start may wait for the completion.
     pub tick: Nanos,
     /// How long an engine may take to reach an arbitration point while another vGPU waits.
@@ -47,7 +50,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { slice: Nanos(5_000_000), tick: Nanos(1_000_000), hang: Nanos(500_000_000), watch: Nanos(100_000_000) }
+        Self {
+            slice: Nanos(5_000_000),
+            grace: Nanos(500_000),
+            tick: Nanos(1_000_000),
+            hang: Nanos(500_000_000),
+            watch: Nanos(100_000_000),
+        }
     }
 }
 

@@ -87,9 +87,9 @@ impl<W: Hw> Gvt<W> {
 
     /// A guest context left the hardware.
     fn left(&mut self, host: &mut dyn Host, engine: Engine, tag: u32, now: Nanos) {
+        self.settle(engine, now);
         let Some(run) = self.gpu.engines.get_mut(engine).run.take() else { return };
         self.trace.push(now, Some(run.vgpu), Note::Unload(engine, tag));
-        self.account(run, engine, now);
         self.learn(host, engine);
         let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
         let virt = vgpu.engines.get_mut(engine);
@@ -101,6 +101,9 @@ impl<W: Hw> Gvt<W> {
         shadow.newer = true;
         let left = shadow.left(host);
         virt.last = Some(slot);
+        self.correct(run, engine, left.clock, now);
+        let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
+        let virt = vgpu.engines.get(engine);
         if left.head == tail && !left.in_batch {
             self.complete(host, run.vgpu, engine, now);
         } else if virt.pending.is_some() {
@@ -119,15 +122,6 @@ impl<W: Hw> Gvt<W> {
         image.resize((engine.info().context_pages as usize - 1) * gvt_defs::context::DWORDS, 0);
         phys.parking_image(host, image);
         self.registers.get_mut(engine).learn(image);
-    }
-
-    fn account(&mut self, run: Run, engine: Engine, now: Nanos) {
-        let used = now.0.saturating_sub(run.since.0);
-        let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
-        vgpu.stats.engine_mut(engine).busy.0 += used;
-        let weight = vgpu.weight;
-        let virt = vgpu.engines.get_mut(engine);
-        virt.virtual_time = virt.virtual_time.saturating_add(used.saturating_mul(1024) / weight);
     }
 
     /// The current context of a vGPU ran to its end.
@@ -157,6 +151,7 @@ impl<W: Hw> Gvt<W> {
             (CsbEntry::ELEMENT_SWITCH | CsbEntry::COMPLETE, true)
         } else {
             virt.active = None;
+            self.rest(index, engine, now);
             (CsbEntry::ACTIVE_IDLE | CsbEntry::COMPLETE, false)
         };
         self.tell(host, index, engine, CsbEntry { status, id }, now);
@@ -206,8 +201,10 @@ impl<W: Hw> Gvt<W> {
         if !phys.accepts() {
             return;
         }
-        match phys.run {
+        let run = phys.run;
+        match run {
             Some(run) => self.attend(host, engine, run, now),
+            None if self.is_kept(engine, now) => {}
             None => {
                 if let Some(next) = self.pick(engine, now) {
                     self.load(host, next, engine, now);
@@ -260,41 +257,27 @@ impl<W: Hw> Gvt<W> {
         self.trace.push(now, Some(vgpu), Note::Preempt(engine));
     }
 
-    /// The vGPU that gets a free engine: the one whose slice is not over, else the one that had least.
-    fn pick(&self, engine: Engine, now: Nanos) -> Option<usize> {
-        if let Some((last, since)) = self.gpu.engines.get(engine).slice
-            && self.waits(last, engine)
-            && now.0.saturating_sub(since.0) < self.config.slice.0
-        {
-            return Some(last);
-        }
-        let had = |index: usize| self.vgpu(index).map_or(u64::MAX, |vgpu| vgpu.engines.get(engine).virtual_time);
-        (0..VGPUS).filter(|index| self.waits(*index, engine)).min_by_key(|index| had(*index))
-    }
-
-    /// Whether a vGPU other than `index` has work for the engine.
-    fn others_wait(&self, index: usize, engine: Engine) -> bool {
-        (0..VGPUS).any(|other| other != index && self.waits(other, engine))
-    }
-
     /// Puts a vGPU's prepared context on a free engine.
     fn load(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
         let before = self.gpu.hw.accesses();
         if self.take_ownership(host, index, engine) == Flushed::Stuck {
             return self.lose_engine(host, engine, now);
         }
+        let same = self.gpu.engines.get(engine).slice.is_some_and(|(last, _)| last == index);
+        let over = self.slice_over(engine, now);
         let phys = self.gpu.engines.get_mut(engine);
-        match phys.slice {
-            Some((last, since)) if last == index && now.0.saturating_sub(since.0) < self.config.slice.0 => {}
-            _ => phys.slice = Some((index, now)),
+        if over || !same {
+            phys.slice = Some((index, now));
         }
-        phys.run = Some(Run { vgpu: index, since: now, asked: None });
-        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
         vgpu.stats.engine_mut(engine).loads += 1;
-        let Some(work) = &mut vgpu.engines.get_mut(engine).work else { return };
+        let virt = vgpu.engines.get_mut(engine);
+        let Some(work) = &mut virt.work else { return };
         work.place = Place::Hardware;
         work.resubmit = false;
         let slot = work.slot;
+        let clock = virt.slot(slot).map_or(0, |shadow| shadow.clock(host));
+        phys.run = Some(Run { vgpu: index, since: now, clock, counted: now, asked: None });
         self.trace.push(now, Some(index), Note::Load(engine, context_tag(index, slot)));
         self.submit_slot(host, index, engine, slot);
         self.charge(index, before);
@@ -362,7 +345,7 @@ impl<W: Hw> Gvt<W> {
                 continue;
             }
             match run.asked {
-                None if self.slice_over(engine, now) => {
+                None if self.slice_over(engine, now) && self.gives_up(run.vgpu, engine, now) => {
                     if let Some(vgpu) = self.vgpu_mut(run.vgpu) {
                         vgpu.stats.engine_mut(engine).preemptions += 1;
                     }
@@ -392,25 +375,14 @@ impl<W: Hw> Gvt<W> {
         }
     }
 
-    fn waits(&self, index: usize, engine: Engine) -> bool {
-        self.vgpu(index).is_some_and(|vgpu| vgpu.engines.get(engine).waiting())
-    }
-
-    fn slice_over(&self, engine: Engine, now: Nanos) -> bool {
-        let since = self.gpu.engines.get(engine).slice.map_or(Nanos(0), |(_, since)| since);
-        now.0.saturating_sub(since.0) >= self.config.slice.0
-    }
-
     /// The engine hangs or speaks nonsense: it is reset, and what the vGPU had on it never completes. The guest's
     /// own hang detection finds that and resets its virtual engine.
     pub(super) fn lose_engine(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        self.settle(engine, now);
         let run = self.gpu.engines.get(engine).run;
-        if let Some(run) = run {
-            self.account(run, engine, now);
-            if let Some(vgpu) = self.vgpu_mut(run.vgpu) {
-                vgpu.engines.get_mut(engine).failed = true;
-                vgpu.stats.engine_mut(engine).resets += 1;
-            }
+        if let Some(vgpu) = run.and_then(|run| self.vgpu_mut(run.vgpu)) {
+            vgpu.engines.get_mut(engine).failed = true;
+            vgpu.stats.engine_mut(engine).resets += 1;
         }
         self.trace.push(now, run.map(|run| run.vgpu), Note::EngineReset(engine));
         self.gpu.reset_engine(host, engine);
@@ -428,6 +400,9 @@ impl<W: Hw> Gvt<W> {
                 }
             }
             let phys = self.gpu.engines.get(engine);
+            if let Some(kept) = phys.kept {
+                at(self.kept_until(kept).0);
+            }
             let Some(run) = phys.run else { continue };
             if !self.others_wait(run.vgpu, engine) {
                 continue;

@@ -46,8 +46,10 @@ impl<W: Hw> Gvt<W> {
         }
         let first = list.first();
         let Some(active) = virt.active else {
-            virt.active = Some(list);
-            self.catch_up(index, engine);
+            self.come(index, engine, now);
+            if let Some(vgpu) = self.vgpu_mut(index) {
+                vgpu.engines.get_mut(engine).active = Some(list);
+            }
             self.tell(host, index, engine, CsbEntry { status: CsbEntry::IDLE_ACTIVE, id: 0 }, now);
             return self.start(host, index, engine, now);
         };
@@ -88,17 +90,6 @@ impl<W: Hw> Gvt<W> {
         let [tail] = tail;
         let (_, bytes) = shadow.guest_ring;
         tail.wrapping_sub(work.tail) & bytes.wrapping_sub(1) > bytes / 2
-    }
-
-    /// A vGPU that had nothing to do does not save up time.
-    fn catch_up(&mut self, index: usize, engine: Engine) {
-        let others = self.vgpus.iter().enumerate().filter(|(other, _)| *other != index);
-        let busy = others.filter_map(|(_, vgpu)| vgpu.as_deref()).map(|vgpu| vgpu.engines.get(engine));
-        let floor = busy.filter(|virt| virt.active.is_some() && !virt.failed).map(|virt| virt.virtual_time).min();
-        if let (Some(floor), Some(vgpu)) = (floor, self.vgpu_mut(index)) {
-            let virt = vgpu.engines.get_mut(engine);
-            virt.virtual_time = virt.virtual_time.max(floor);
-        }
     }
 
     /// A sync point (design D6): the guest's page tables are followed.

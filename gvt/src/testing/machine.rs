@@ -81,6 +81,9 @@ pub struct Machine {
     pub interrupts: u64,
     /// Times that the deadline passed.
     pub timers: u64,
+    /// Nanoseconds from an interrupt to when it is heard.
+    pub latency: u64,
+    heard: Option<u64>,
     idle: bool,
 }
 
@@ -105,7 +108,7 @@ impl Machine {
         let device = Rc::new(RefCell::new(Device { gpu: Gpu::new(profile), now: Nanos(1), entries: 1 << 20 }));
         enable_msi(&mut device.borrow_mut().gpu);
         let gvt = Gvt::new(ModelHw(device.clone()), config, &mut host, Nanos(1)).expect("the GPU starts");
-        let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0, idle: false };
+        let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0, latency: 0, heard: None, idle: false };
         machine.run_for(100_000);
         machine
     }
@@ -142,8 +145,12 @@ impl Machine {
     /// The GPU's interrupt and the mediator's timer.
     pub fn deliver(&mut self) {
         let now = self.now();
-        self.idle &= self.gvt.deadline().is_none();
+        self.idle &= self.gvt.deadline().is_none() && self.heard.is_none();
         if self.device.borrow_mut().gpu.take_interrupt() {
+            self.heard = self.heard.or(Some(now.0 + self.latency));
+        }
+        if self.heard.is_some_and(|heard| heard <= now.0) {
+            self.heard = None;
             self.interrupts += 1;
             self.gvt.interrupt(&mut self.host, now);
         }

@@ -158,6 +158,8 @@ pub(crate) fn build_ring_part(engine: Engine, part: &RingPart, to: Redirect, pag
 pub(crate) struct Left {
     pub(crate) head: u32,
     pub(crate) in_batch: bool,
+    /// CTX_TIMESTAMP, which runs while the context does.
+    pub(crate) clock: u32,
 }
 
 impl ShadowContext {
@@ -189,7 +191,16 @@ impl ShadowContext {
         Left {
             head: at(&page, value::RING_HEAD) & ring::HEAD_ADDR_MASK,
             in_batch: at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0,
+            clock: at(&page, value::CTX_TIMESTAMP),
         }
+    }
+
+    /// Reads the context's clock. The context is not on the hardware.
+    pub(crate) fn clock(&self, host: &mut dyn Host) -> u32 {
+        let mut clock = [0];
+        self.image.read(host, context::REGISTER_PAGE + 4 * value::CTX_TIMESTAMP as u32, &mut clock);
+        let [clock] = clock;
+        clock
     }
 
     /// Moves the ring's tail in the shadow image.

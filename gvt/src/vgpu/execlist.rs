@@ -106,8 +106,14 @@ pub(crate) struct VirtEngine {
     pub(crate) held_since: Nanos,
     /// Counts uses of slots, to find the one unused longest.
     pub(crate) clock: u64,
-    /// Engine time used, in nanoseconds divided by weight.
+    /// Engine time used, in 1024ths of nanoseconds divided by weight.
     pub(crate) virtual_time: u64,
+    /// How far it was behind its fair share when its work ended.
+    pub(crate) owed: u64,
+    /// When that was.
+    pub(crate) rested: Nanos,
+    /// It came again soon, the last time.
+    pub(crate) prompt: bool,
 }
 
 /// Whether a status entry may wait for the next one.
@@ -128,6 +134,11 @@ impl VirtEngine {
     /// Whether it has a context for the hardware.
     pub(crate) fn waiting(&self) -> bool {
         !self.failed && self.work.as_ref().is_some_and(|work| work.place == Place::Waiting)
+    }
+
+    /// Whether its guest has given it something to do.
+    pub(crate) fn wants(&self) -> bool {
+        self.active.is_some() && !self.failed
     }
 
     /// EXECLIST_STATUS, low and high.

@@ -157,6 +157,7 @@ impl Vgpu {
         virt.pending = None;
         virt.held.clear();
         virt.failed = false;
+        virt.owed = 0;
         virt.last = None;
         if let Some(work) = virt.work.take() {
             self.gtt.ppgtt.release(host, work.pin);

@@ -48,3 +48,22 @@ pub fn spin_until_released(d: &mut Driver, m: &mut Machine, c: &Context, va: u64
     write(d, m, c, va, &[wait, 0, flag_va as u32, (flag_va >> 32) as u32]);
     flag
 }
+
+/// A batch that says that it has begun, `begun` bytes into its page, and then runs until it is ended, without arbitrating.
+pub fn write_piece(d: &mut Driver, m: &mut Machine, c: &Context, va: u64, begun: u64) -> Gpa {
+    let at = va + begun;
+    let mut all = vec![mi::with_length(mi::STORE_DATA_IMM, 4), at as u32, (at >> 32) as u32, 0];
+    all.extend(jump(va + 16));
+    place(d, m, c, va, &all)
+}
+
+/// Makes a piece ready to run, and to say this when it begins.
+pub fn begin_piece(m: &mut Machine, d: &Driver, page: Gpa, word: u32) {
+    m.host.guest_write32(d.vm, Gpa(page.0 + 12), word);
+    m.host.guest_write32(d.vm, Gpa(page.0 + 16), mi::with_length(mi::BATCH_BUFFER_START, 3) | mi::BB_PPGTT);
+}
+
+/// Ends a piece that runs.
+pub fn end_piece(m: &mut Machine, d: &Driver, page: Gpa) {
+    m.host.guest_write32(d.vm, Gpa(page.0 + 16), mi::header(mi::BATCH_BUFFER_END));
+}

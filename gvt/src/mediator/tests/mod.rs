@@ -3,6 +3,7 @@
 mod batch;
 mod isolation;
 mod one;
+mod shares;
 mod two;
 
 use gvt_defs::mi;
