@@ -42,6 +42,11 @@ pub enum Cause {
         /// The engine that was reset.
         engine: Engine,
     },
+    /// So many resets of an engine in a second that another vGPU waited for.
+    ResetStorm {
+        /// The engine that was reset last.
+        engine: Engine,
+    },
     /// The guest's driver says that it was given too little (PVINFO reserved words).
     TooLittle,
 }
@@ -65,6 +70,13 @@ impl fmt::Display for Report {
             Cause::Submission { engine, what } => write!(f, "{} refused a submission: {what}", engine.info().name),
             Cause::NoRoom { engine } => write!(f, "{} refused a submission: quota spent", engine.info().name),
             Cause::Hang { engine } => write!(f, "{} hung while others waited; reset", engine.info().name),
+            Cause::ResetStorm { engine } => {
+                write!(
+                    f,
+                    "{} was reset too often in a second while others waited; the VM is stopped",
+                    engine.info().name
+                )
+            }
             Cause::TooLittle => write!(f, "the guest's driver asks for more graphics memory"),
         }
     }

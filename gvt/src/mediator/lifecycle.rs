@@ -13,7 +13,7 @@ use crate::vgpu::config_space::ConfigSpace;
 use crate::vgpu::execlist::VirtEngine;
 use crate::vgpu::irq::{self, Irq};
 use crate::vgpu::registers::RegisterFile;
-use crate::vgpu::{Fences, Vgpu, pvinfo};
+use crate::vgpu::{Fences, Storm, Vgpu, pvinfo};
 use alloc::boxed::Box;
 use core::ops::Range;
 use gvt_defs::{Engine, EngineMask, GgttAddr, Nanos, PAGE_SIZE, reg};
@@ -56,6 +56,7 @@ impl<W: Hw> Gvt<W> {
             pool_pages: 0,
             switch_dirty: EngineMask::ALL,
             msi_due: false,
+            storm: Storm::default(),
             stats: Stats::new(),
         });
         pvinfo::fill(&mut vgpu.file, index as u32, &vgpu.partition, fences.count);
@@ -121,6 +122,7 @@ impl<W: Hw> Gvt<W> {
             let stop = self.runs_on(index, engine);
             if stop {
                 self.settle(engine, now);
+                self.count_reset(index, engine, now);
                 self.trace.push(now, Some(index), Note::EngineReset(engine));
                 self.gpu.reset_engine(host, engine);
             }

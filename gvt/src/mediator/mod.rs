@@ -46,6 +46,8 @@ pub struct Config {
     pub hang: Nanos,
     /// How long an engine may run without an interrupt before it is looked at without one.
     pub watch: Nanos,
+    /// Resets in a second, of engines that others wait for, by which a guest forfeits its VM.
+    pub resets: u32,
 }
 
 impl Default for Config {
@@ -56,6 +58,7 @@ impl Default for Config {
             tick: Nanos(1_000_000),
             hang: Nanos(500_000_000),
             watch: Nanos(100_000_000),
+            resets: 200,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::gpu::switch::{self, Scope};
 use crate::gpu::{Flushed, engines};
 use crate::host::Host;
 use crate::hw::Hw;
-use crate::report::Cause;
+use crate::report::{Action, Cause, Report};
 use crate::trace::Note;
 use crate::vgpu::execlist::{Again, Patience, Place, patience};
 use gvt_defs::execlist::{CsbEntry, Descriptor};
@@ -384,9 +384,26 @@ impl<W: Hw> Gvt<W> {
             vgpu.engines.get_mut(engine).failed = true;
             vgpu.stats.engine_mut(engine).resets += 1;
         }
+        if let Some(run) = run {
+            self.count_reset(run.vgpu, engine, now);
+        }
         self.trace.push(now, run.map(|run| run.vgpu), Note::EngineReset(engine));
         self.gpu.reset_engine(host, engine);
         self.schedule(host, engine, now);
+    }
+
+    /// An engine has to be reset because of a vGPU. One that takes it from others with reset after reset is stopped: each
+    /// reset costs them time that no share makes up for.
+    pub(super) fn count_reset(&mut self, index: usize, engine: Engine, now: Nanos) {
+        let limit = self.config.resets;
+        if !self.others_wait(index, engine) {
+            return;
+        }
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
+        if vgpu.storm.count(now).is_multiple_of(limit.max(1)) {
+            let vm = vgpu.vm;
+            self.reports.push(Report { vm, action: Action::StopVm, cause: Cause::ResetStorm { engine } });
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Nanos> {

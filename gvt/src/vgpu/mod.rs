@@ -15,7 +15,7 @@ use config_space::ConfigSpace;
 use execlist::VirtEngine;
 use gvt_defs::execlist::{CSB_ENTRIES, CsbEntry, HWSP_CSB, HWSP_CSB_WRITE, csb_next};
 use gvt_defs::reg::irq::MASTER;
-use gvt_defs::{Engine, EngineMask, GgttAddr, Hpa, event, ring};
+use gvt_defs::{Engine, EngineMask, GgttAddr, Hpa, Nanos, event, ring};
 use irq::{Edge, Irq};
 use registers::RegisterFile;
 
@@ -45,7 +45,27 @@ pub(crate) struct Vgpu {
     pub(crate) switch_dirty: EngineMask,
     /// A message is due at the end of this call.
     pub(crate) msi_due: bool,
+    /// Resets of engines that others waited for, and the second in which they are counted.
+    pub(crate) storm: Storm,
     pub(crate) stats: Stats,
+}
+
+/// Resets counted for a second.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Storm {
+    since: Nanos,
+    resets: u32,
+}
+
+impl Storm {
+    /// Counts one; says how many there were in this second.
+    pub(crate) fn count(&mut self, now: Nanos) -> u32 {
+        if now.0.saturating_sub(self.since.0) >= 1_000_000_000 {
+            *self = Self { since: now, resets: 0 };
+        }
+        self.resets = self.resets.saturating_add(1);
+        self.resets
+    }
 }
 
 impl Vgpu {

@@ -140,6 +140,38 @@ fn the_time_to_let_go_counts_from_when_somebody_waits() {
     assert_eq!(t.m.gvt.take_report(), None);
 }
 
+/// The first guest begins what never ends on an engine and resets that, with the second waiting for it or not.
+fn reset_in_the_others_way(t: &mut Two, own: &mut Context, waiting: Option<&mut Context>) {
+    t.d[0].emit(&mut t.m, own, &Driver::batch_start(BATCH));
+    t.d[0].submit(&mut t.m, &[own]);
+    if let Some(c) = waiting {
+        t.d[1].emit(&mut t.m, c, &[]);
+        t.d[1].submit(&mut t.m, &[c]);
+    }
+    t.run_until(30_000, |_| false);
+    t.d[0].reset_engine(&mut t.m, own.engine);
+    t.d[0].rebuild(&mut t.m, own);
+    assert!(t.run_until(2_000_000, |t| t.d[1].idle(own.engine)));
+}
+
+#[test]
+fn who_resets_an_engine_that_others_want_again_and_again_is_stopped() {
+    let mut t = start();
+    let [mut own, mut others] = t.contexts(Engine::Rcs);
+    batch::write_stubborn(&mut t.d[0], &mut t.m, &own, BATCH);
+    for _ in 0..250 {
+        reset_in_the_others_way(&mut t, &mut own, None);
+    }
+    for _ in 1..200 {
+        reset_in_the_others_way(&mut t, &mut own, Some(&mut others));
+    }
+    assert_eq!(t.m.gvt.take_report(), None);
+    reset_in_the_others_way(&mut t, &mut own, Some(&mut others));
+    let report = t.m.gvt.take_report().expect("a report");
+    assert_eq!((report.vm, report.action), (t.d[0].vm, crate::Action::StopVm));
+    assert_eq!(report.cause, crate::Cause::ResetStorm { engine: Engine::Rcs });
+}
+
 /// Both keep the engine full with batches of some milliseconds; the time splits by weight.
 fn shares(weights: [u16; 2]) -> [u64; 2] {
     let mut t = start_weighted(weights);
