@@ -13,7 +13,12 @@ use crate::i915::{Buffer, Class, Context, Engine, Fence, Gpu};
 const HANG_MS: i32 = 120_000;
 /// The piece of work of `load`.
 const PIECE: Duration = Duration::from_millis(20);
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+/// A tick of the engines' clocks: 12 MHz (Skylake to Comet Lake).
+const TICK: Duration = Duration::from_nanos(83);
+/// Units of a piece at most: a blit of 250 MiB, a batch of 62 MiB.
+const MOST_UNITS: usize = 250;
+/// Every character costs an emulated machine some hundred microseconds: more would take the CPU from what is measured.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// A byte of configuration space that the software GPU takes as the mark of a phase; others ignore it.
 const PHASE_MARK: u64 = 0xf0;
 
@@ -38,8 +43,7 @@ fn mark(gpu: &Gpu, phase: u8) {
 pub enum Begin {
     /// At once.
     Now,
-    /// When a line comes on standard input: the length of the pieces has been found by then, undisturbed. A number in the
-    /// line takes its place, so that several guests have pieces of one length.
+    /// When a line comes on standard input: the length of the pieces has been found by then, undisturbed.
     OnLine,
 }
 
@@ -51,20 +55,16 @@ pub fn load(report: &mut Report, seconds: u32, name: &str, begin: Begin) -> Resu
         name => vec![named(&gpu, name)?],
     };
     // One by one, or they would disturb each other.
-    let mut pieces =
+    let pieces =
         engines.into_iter().map(|engine| Ok((engine, calibrate(&gpu, engine)?))).collect::<Result<Vec<_>, String>>()?;
     drop(gpu);
     if begin == Begin::OnLine {
         println!("PAUSE calibrated");
         let mut line = String::new();
         told(std::io::stdin().read_line(&mut line), "a line")?;
-        if let Ok(units) = line.trim().parse() {
-            pieces.iter_mut().for_each(|(_, own)| *own = units);
-        }
     }
-    let begun = Instant::now();
-    let end = begun + Duration::from_secs(seconds.into());
-    let start = |(engine, units)| std::thread::spawn(move || (engine, load_engine(engine, units, begun, end)));
+    let end = Instant::now() + Duration::from_secs(seconds.into());
+    let start = |(engine, units)| std::thread::spawn(move || (engine, load_engine(engine, units, end)));
     let threads: Vec<_> = pieces.into_iter().map(start).collect();
     for thread in threads {
         let (engine, outcome) = thread.join().map_err(|_| "a thread of the load ended badly")?;
@@ -73,12 +73,18 @@ pub fn load(report: &mut Report, seconds: u32, name: &str, begin: Begin) -> Resu
     Ok(())
 }
 
-/// How many units make a piece.
+/// How many units make a piece. The engine's own clock tells: what submitting costs is no part of a piece, and of many
+/// short runs one is not disturbed by whatever else the host does.
 fn calibrate(gpu: &Gpu, engine: Engine) -> Result<usize, String> {
-    // Several units, so that the time of a submission does not count for much.
-    let four = told(Work::new(gpu, engine, 4).and_then(|work| work.time()), "calibration")?;
-    let unit = four / 4;
-    let units = (PIECE.as_nanos() / unit.as_nanos().max(1)).clamp(1, 64) as usize;
+    const SAMPLE: usize = 4;
+    let work = told(Work::new(gpu, engine, SAMPLE), "work")?;
+    let mut best = u32::MAX;
+    for _ in 0..16 {
+        told(work.submit().and_then(|fence| fence.wait()), "calibration")?;
+        best = best.min(told(work.ticks(), "clock")?.max(1));
+    }
+    let unit = TICK * best / SAMPLE as u32;
+    let units = (PIECE.as_nanos() / unit.as_nanos().max(1)).clamp(1, MOST_UNITS as u128) as usize;
     println!("LOAD {engine} unit_us={} units={units}", unit.as_micros());
     Ok(units)
 }
@@ -87,52 +93,48 @@ fn calibrate(gpu: &Gpu, engine: Engine) -> Result<usize, String> {
 struct Work<'g> {
     context: Context<'g>,
     batch: Buffer<'g>,
+    /// Begins with the engine's clock before the work and behind it.
+    clock: Buffer<'g>,
     data: Vec<Buffer<'g>>,
 }
 
 impl<'g> Work<'g> {
-    /// `units` copies of 8 MiB on the blitter, or as many times 65,536 commands that do nothing elsewhere.
+    /// One copy of `units` MiB on the blitter, or as many times 65,536 commands that do nothing elsewhere.
     fn new(gpu: &'g Gpu, engine: Engine, units: usize) -> std::io::Result<Self> {
-        let (pitch, size) = (8 << 10, 8 << 20);
-        let (data, commands) = if engine.class == Class::Copy {
-            let (from, to) = (gpu.buffer(size)?, gpu.buffer(size)?);
-            let surface = |buffer: &Buffer<'_>| Surface {
-                address: buffer.address,
-                tiling: Tiling::Linear,
-                pitch,
-                height: size / pitch,
-            };
-            let rect = Rect { x1: 0, y1: 0, x2: pitch / 4, y2: size / pitch };
-            let copy = |batch: Batch, _| batch.copy(&surface(&from), (0, 0), &surface(&to), rect);
-            let commands = (0..units).fold(Batch::default(), copy).end();
-            (vec![from, to], commands)
+        let (pitch, height) = (8 << 10, units * 128);
+        let clock = gpu.buffer(4096)?;
+        let mut data = Vec::new();
+        let mut commands = Batch::default().store_timestamp(engine, clock.address);
+        if engine.class == Class::Copy {
+            data = vec![gpu.buffer(pitch * height)?, gpu.buffer(pitch * height)?];
+            let surface =
+                |buffer: &Buffer<'_>| Surface { address: buffer.address, tiling: Tiling::Linear, pitch, height };
+            let rect = Rect { x1: 0, y1: 0, x2: pitch / 4, y2: height };
+            commands = commands.copy(&surface(&data[0]), (0, 0), &surface(&data[1]), rect);
         } else {
-            (Vec::new(), Batch::default().nothing(units << 16).end())
-        };
-        Ok(Self { context: gpu.context(engine)?, batch: gpu.batch(&commands)?, data })
+            commands = commands.nothing(units << 16);
+        }
+        let commands = commands.store_timestamp(engine, clock.address + 4).end();
+        Ok(Self { context: gpu.context(engine)?, batch: gpu.batch(&commands)?, clock, data })
     }
 
     fn submit(&self) -> std::io::Result<Fence> {
-        self.context.submit(&self.batch, &self.data.iter().collect::<Vec<_>>())
+        self.context.submit(&self.batch, &self.data.iter().chain([&self.clock]).collect::<Vec<_>>())
     }
 
-    /// The shortest of a few runs.
-    fn time(&self) -> std::io::Result<Duration> {
-        let mut best = Duration::MAX;
-        for _ in 0..4 {
-            let begun = Instant::now();
-            self.submit()?.wait()?;
-            best = best.min(begun.elapsed());
-        }
-        Ok(best)
+    /// How long the engine worked the last time.
+    fn ticks(&self) -> std::io::Result<u32> {
+        let clock = self.clock.map()?;
+        Ok(clock.get(4).wrapping_sub(clock.get(0)))
     }
 }
 
-fn load_engine(engine: Engine, units: usize, begun: Instant, end: Instant) -> Outcome {
+fn load_engine(engine: Engine, units: usize, end: Instant) -> Outcome {
     let gpu = open()?;
     let work = told(Work::new(&gpu, engine, units), "work")?;
     let (mut queue, mut done, mut next_report) = (VecDeque::new(), 0u64, Instant::now());
     while Instant::now() < end {
+        // Two are queued while the third runs.
         while queue.len() < 3 {
             queue.push_back(told(work.submit(), "submit")?);
         }
@@ -141,11 +143,11 @@ fn load_engine(engine: Engine, units: usize, begun: Instant, end: Instant) -> Ou
             done += 1;
         }
         if Instant::now() >= next_report {
-            println!("LOAD {engine} done={done} t_us={}", begun.elapsed().as_micros());
-            next_report += REPORT_EVERY;
+            println!("LOAD {engine} done={done} units={units}");
+            next_report = Instant::now() + REPORT_EVERY;
         }
     }
-    println!("LOAD {engine} done={done} end t_us={}", begun.elapsed().as_micros());
+    println!("LOAD {engine} done={done} units={units} end");
     for fence in queue {
         told(fence.wait(), "the last ones")?;
     }
