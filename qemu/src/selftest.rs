@@ -114,7 +114,8 @@ mod tests {
     use super::*;
 
     fn judged(end: End, serial: &str, complaint: &str) -> String {
-        let outcome = Outcome { end, serial: serial.into(), dir: "runs/x".into(), time: Duration::ZERO };
+        let outcome =
+            Outcome { end, serial: serial.into(), autopsy: String::new(), dir: "runs/x".into(), time: Duration::ZERO };
         verdict(&outcome, "17", complaint).map_or_else(|error| error.to_string(), |()| "passed".into())
     }
 

@@ -10,7 +10,8 @@ use serde_json::Value;
 use tests::{fail, nonce, smoke};
 
 const LIMIT: Duration = Duration::from_secs(600);
-const ARGUMENTS: &str = "console=ttyS0 rdinit=/init panic=-1";
+/// A kernel that hangs is told so by an NMI; its panic then names every task and timer.
+const ARGUMENTS: &str = "console=ttyS0 rdinit=/init panic=-1 unknown_nmi_panic panic_print=5";
 
 /// What a kernel log may not contain. There is no list of exceptions on this machine.
 const TROUBLE: [&str; 7] = ["WARNING:", "*ERROR*", "BUG:", "Oops", "Call Trace", "wedged", "GPU HANG"];
@@ -115,6 +116,20 @@ fn smoke_on_the_interrupt_line() {
     quiet(&outcome, &[]);
     let line = outcome.serial.lines().find(|line| line.contains("i915") && line.contains("IO-APIC"));
     assert!(line.is_some(), "i915 does not use the interrupt line");
+}
+
+/// A machine whose time is up says what it was at: the emulator's CPU, the GPU, and the kernel in its own words.
+#[test]
+fn a_stuck_machine_is_examined() {
+    let kernel = kernel(KernelKind::V6_1);
+    let script = "smoke bench 20\necho nothing follows\nsleep 100000";
+    let mut running = machine("native-stuck", &kernel, script, &[]).start().expect("the machine starts");
+    running.expect("nothing follows", LIMIT).expect("the guest comes so far");
+    let outcome = running.wait(Duration::from_secs(1)).expect("the machine is killed");
+    assert_eq!(outcome.end, End::TimedOut);
+    for found in ["VERDICT bench pass", "RIP=", "rcs0 start=", "last accesses", "Kernel panic", "Call Trace", "sleep"] {
+        assert!(outcome.autopsy.contains(found), "no '{found}' in this:\n{}", outcome.autopsy);
+    }
 }
 
 /// A batch that never ends is reset on every engine, and the next one passes.

@@ -41,7 +41,8 @@ pub fn nonce() -> String {
     format!("{:08x}{:08x}", time.subsec_nanos(), std::process::id().wrapping_mul(0x9e37_79b9))
 }
 
-/// Fails with the end of the log and where the rest is.
+/// Fails with the end of the log, or with what the machine was at when its time was up, and where the rest is.
 pub fn fail(outcome: &Outcome, why: &str) -> ! {
-    panic!("{why}: {:?} after {:.1?}\n{}\nlogs: {}", outcome.end, outcome.time, outcome.tail(30), outcome.dir.display())
+    let log = if outcome.autopsy.is_empty() { outcome.tail(30) } else { outcome.autopsy.clone() };
+    panic!("{why}: {:?} after {:.1?}\n{}\nlogs: {}", outcome.end, outcome.time, log, outcome.dir.display())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Gpu, Kind, Machine, OnReset};
+use super::{Gpu, Kind, Machine, OnReset, autopsy};
 use crate::provision::Qemu;
 
 /// Names in a run's folder, which is the processes' working directory: socket paths stay short.
@@ -25,6 +25,7 @@ pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
     command.args(["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share=on")]);
     command.args(["-nodefaults", "-display", "none", "-device", EXIT_DEVICE]);
     command.args(["-chardev", "stdio,id=com,signal=off", "-serial", "chardev:com"]);
+    command.args(["-qmp", &format!("unix:{},server=on,wait=off", autopsy::MONITOR)]);
     if machine.on_reset == OnReset::End {
         command.arg("-no-reboot");
     }

@@ -1,5 +1,6 @@
 //! Machines: an emulator, the software GPU beside it, a serial line, and how the run ended.
 
+mod autopsy;
 mod bochs;
 mod command;
 mod display;

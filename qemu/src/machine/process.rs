@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::display::Display;
-use super::{Gpu, Kind, Machine, Show, bochs, command};
+use super::{Gpu, Kind, Machine, Show, autopsy, bochs, command};
 use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
 use crate::lock::Lock;
 use crate::paths;
@@ -41,6 +41,8 @@ pub struct Outcome {
     pub end: End,
     /// All that came over the serial line.
     pub serial: String,
+    /// What the machine was at when its time was up.
+    pub autopsy: String,
     /// The folder of its logs.
     pub dir: PathBuf,
     /// How long it took.
@@ -166,12 +168,22 @@ impl Running {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if state.closed || left.is_zero() {
-                let why = if state.closed { "the machine ended" } else { "time was up" };
-                let log = self.dir.join("serial.log");
-                return Err(Error::new(format!("{why} before \"{text}\" came; see {}", log.display())));
+                let closed = state.closed;
+                drop(state);
+                return Err(self.missed(text, closed));
             }
             state = self.serial.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// What to say when `text` did not come.
+    fn missed(&self, text: &str, closed: bool) -> Error {
+        let log = self.dir.join("serial.log");
+        let see = format!("before \"{text}\" came; see {}", log.display());
+        if closed {
+            return Error::new(format!("the machine ended {see}"));
+        }
+        Error::new(format!("time was up {see}\n{}", self.examine()))
     }
 
     /// Shows the user no more of the serial line; it is still kept.
@@ -210,11 +222,31 @@ impl Running {
         let status = if self.serial.lock().closed { self.emulator.wait().map(Some) } else { self.emulator.try_wait() };
         let end = status.context(|| "cannot wait for the emulator".into())?.map_or(End::TimedOut, decode);
         let ended = end != End::TimedOut;
+        let autopsy = if ended || limit.is_zero() { String::new() } else { self.examine() };
         self.kill();
         self.drain();
-        let serial = String::from_utf8_lossy(&self.serial.lock().bytes).into_owned();
+        let serial = self.so_far();
         let end = if self.screen.is_some() && (ended || self.is_lost()) { bochs::end(&serial, &self.dir) } else { end };
-        Ok(Outcome { end, serial, dir: self.dir.clone(), time: self.started.elapsed() })
+        Ok(Outcome { end, serial, autopsy, dir: self.dir.clone(), time: self.started.elapsed() })
+    }
+
+    /// All that came over the serial line so far.
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.serial.lock().bytes).into_owned()
+    }
+
+    /// What a machine whose time is up was at; it may say some last words on the serial line for it.
+    fn examine(&self) -> String {
+        let before = self.so_far();
+        let state = autopsy::examine(&self.dir, &self.emulator, self.gpu.as_ref());
+        self.settle(Duration::from_secs(2), Duration::from_secs(30));
+        let now = self.so_far();
+        let words = now.get(before.len()..).unwrap_or_default();
+        let words = autopsy::telling(words);
+        let text = format!("{}\n{state}said when asked by NMI:\n{words}", last_lines(&before, 30));
+        // The report is also returned: a folder that takes no file does not matter.
+        let _ = write(&self.dir.join(autopsy::REPORT), &text);
+        text
     }
 
     /// Whether the emulator will neither go on nor end.
@@ -261,9 +293,13 @@ impl Serial {
 impl Outcome {
     /// The last lines of the serial line, for a message about a failure.
     pub fn tail(&self, lines: usize) -> String {
-        let all: Vec<&str> = self.serial.lines().collect();
-        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+        last_lines(&self.serial, lines)
     }
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(count)..).unwrap_or_default().join("\n")
 }
 
 /// One core for a machine of one CPU; all of them for a larger one, which is then alone.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use gvt_defs::reg::{self, forcewake};
 use gvt_defs::reset::Display;
 use gvt_defs::trace::{By, Kind};
-use gvt_defs::{Engine, EngineMask};
+use gvt_defs::{Engine, EngineMask, ring};
 use gvt_model::{
     Bar, Blitter, BusError, Finding, Forcewake, Gpu as Model, Hpa, Memory, Nanos, Profile, Progress, Save, Strict,
     Width,
@@ -25,6 +26,20 @@ const CONFIG_SIZE: u64 = 256;
 const TRACE_ENTRIES: usize = 1 << 16;
 /// The most different findings kept.
 const MAX_FINDINGS: usize = 256;
+
+/// The registers of an engine that say what it is at.
+const SHOWN: [(&str, u32); 10] = [
+    ("start", ring::START),
+    ("head", ring::HEAD),
+    ("tail", ring::TAIL),
+    ("acthd", ring::ACTHD),
+    ("status", ring::EXECLIST_STATUS_LO),
+    ("context", ring::EXECLIST_STATUS_HI),
+    ("csb", ring::CSB_PTR),
+    ("mode", ring::MI_MODE),
+    ("imr", ring::IMR),
+    ("eir", ring::EIR),
+];
 
 /// The GPU, and what it complained of.
 pub struct Gpu {
@@ -162,6 +177,29 @@ impl Device for Gpu {
             Progress::Busy => Next::Now,
             Progress::WaitUntil(at) => Next::At(at.0),
         }
+    }
+
+    fn state(&mut self, now: u64) -> String {
+        let mut read = |offset| self.model.read32(offset, Nanos(now));
+        let mut text = format!("master interrupt {:08x};", read(reg::irq::MASTER));
+        for bank in &reg::irq::BANKS {
+            let [imr, iir, ier] = [reg::irq::IMR, reg::irq::IIR, reg::irq::IER].map(|at| read(bank.base + at));
+            text.push_str(&format!(" {} {iir:x} mask {imr:x} enable {ier:x};", bank.name));
+        }
+        text.push_str("\nforcewake");
+        for (request, ack) in forcewake::DOMAINS {
+            text.push_str(&format!(" {request:x}={:x}/{:x}", read(request), read(ack)));
+        }
+        text.push('\n');
+        let present = self.model.profile().engines;
+        for engine in Engine::ALL.into_iter().filter(|engine| present.has(*engine)) {
+            text.push_str(engine.info().name);
+            for (name, local) in SHOWN {
+                text.push_str(&format!(" {name}={:x}", self.model.read32(engine.base() + local, Nanos(now))));
+            }
+            text.push('\n');
+        }
+        text
     }
 
     fn stats(&mut self) -> Value {

@@ -90,6 +90,17 @@ impl Irqs {
         (self.signalled, self.lost)
     }
 
+    /// What is armed and raised, in words.
+    pub fn describe(&self) -> String {
+        let armed = |file: &Option<OwnedFd>| if file.is_some() { "armed" } else { "not armed" };
+        let (level, masked) = (self.intx_asserted, self.intx_masked);
+        let (msi, line) = (armed(&self.msi), armed(&self.intx));
+        format!(
+            "message {msi}; line {line}, asserted: {level}, masked: {masked}; {} sent, {} lost",
+            self.signalled, self.lost
+        )
+    }
+
     fn arm(&mut self, index: u32, file: Option<OwnedFd>) {
         match index {
             INDEX_INTX => {

@@ -142,6 +142,11 @@ impl Link {
         Ok(Woken { client, control })
     }
 
+    /// Bytes received that do not make a whole message yet.
+    pub fn unread(&self) -> usize {
+        self.end - self.start
+    }
+
     /// Sends a whole reply.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! `prism gpu-model`: the software Gen9 as a vfio-user device, one process for each emulator.
 //!
 //! The process listens, takes one client, and ends when that client goes. SIGTERM and SIGINT end it as well;
-//! SIGUSR1 makes it write the counters and go on.
+//! SIGUSR1 makes it write the counters and go on, SIGUSR2 say on stderr where it is.
 
 pub mod dma;
 pub mod irqs;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::error::{Context, Result};
 use crate::{Error, error};
@@ -67,6 +67,9 @@ fn serve(session: &mut Session<impl Device>, signals: &Signals, stats: Option<&P
             return Ok(());
         }
         signals.drain();
+        if signals.describe.swap(false, Ordering::Relaxed) {
+            eprintln!("{}", session.describe());
+        }
         write_stats(session, stats)?;
     }
 }
@@ -101,25 +104,26 @@ fn connect(path: &Path, signals: &Signals) -> Result<Option<UnixStream>> {
     Ok(client)
 }
 
-/// The signals that this process listens to, as a descriptor and a flag.
+/// The signals that this process listens to, as a descriptor and flags.
 struct Signals {
     wake: UnixStream,
     end: Arc<AtomicBool>,
+    describe: Arc<AtomicBool>,
 }
 
 impl Signals {
     fn install() -> io::Result<Self> {
         let (wake, write) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
-        let end = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT] {
-            // The flag first: who is woken by the descriptor then finds it set.
-            signal_hook::flag::register(signal, Arc::clone(&end))?;
+        let (end, describe) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        // The flags first: who is woken by the descriptor then finds them set.
+        for (signal, flag) in [(SIGTERM, &end), (SIGINT, &end), (SIGUSR2, &describe)] {
+            signal_hook::flag::register(signal, Arc::clone(flag))?;
         }
-        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+        for signal in [SIGTERM, SIGINT, SIGUSR1, SIGUSR2] {
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
-        Ok(Self { wake, end })
+        Ok(Self { wake, end, describe })
     }
 
     fn drain(&self) {

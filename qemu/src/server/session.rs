@@ -65,6 +65,8 @@ pub trait Device {
     fn reset(&mut self, bus: &mut Bus);
     /// Runs for a bounded time (tens of microseconds).
     fn run(&mut self, bus: &mut Bus) -> Next;
+    /// The registers that say what it is at, as lines.
+    fn state(&mut self, now: u64) -> String;
     /// Its own counters.
     fn stats(&mut self) -> Value;
     /// What it has to say at the end.
@@ -144,6 +146,19 @@ impl<D: Device> Session<D> {
     pub fn report(&mut self) -> Value {
         let gpu = self.device.stats();
         stats::report(&self.bus, gpu, &self.phases)
+    }
+
+    /// Where it is, for somebody who wonders why a machine does not go on.
+    pub fn describe(&mut self) -> String {
+        self.tick();
+        let (now, unread) = (self.bus.now, self.link.unread());
+        let mut text = format!("at {now} ns, {unread} bytes of an unfinished message; {}\n", self.bus.irqs.describe());
+        text.push_str(&self.device.state(now));
+        text.push_str("last accesses (ns, kind, region, offset, value):\n");
+        for line in self.bus.trace.last() {
+            text.push_str(&format!("  {line}\n"));
+        }
+        text
     }
 
     /// Sets the clock that the device sees.

@@ -98,6 +98,10 @@ impl Device for Stub {
         Next::Now
     }
 
+    fn state(&mut self, now: u64) -> String {
+        format!("stub at {now}\n")
+    }
+
     fn stats(&mut self) -> Value {
         serde_json::json!({ "runs": self.runs })
     }

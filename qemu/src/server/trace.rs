@@ -1,5 +1,6 @@
 //! The record of accesses: counters always, and a line each when a file is given.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
@@ -15,6 +16,9 @@ pub enum Access {
     /// A reset of the function.
     Reset,
 }
+
+/// Accesses kept for a look at a machine that does not go on.
+const LAST: usize = 48;
 
 /// Where the page table begins in BAR0 (GTTMMADR is registers below, table above).
 const TABLE: u64 = 8 << 20;
@@ -39,12 +43,14 @@ pub struct Counters {
 pub struct Trace {
     file: Option<BufWriter<File>>,
     counters: Counters,
+    /// The newest accesses, oldest first: time, kind, region, offset, value.
+    last: VecDeque<(u64, char, u32, u64, u64)>,
 }
 
 impl Trace {
     /// Writes every access to `file`: nanoseconds, kind, region, offset, value (hexadecimal).
     pub fn to(file: File) -> Self {
-        Self { file: Some(BufWriter::with_capacity(1 << 20, file)), counters: Counters::default() }
+        Self { file: Some(BufWriter::with_capacity(1 << 20, file)), ..Self::default() }
     }
 
     /// The counts so far.
@@ -61,6 +67,16 @@ impl Trace {
             Access::Reset => 'z',
         };
         self.line(format_args!("{now} {kind} {region} {offset:x} {value:x}"));
+        if self.last.len() == LAST {
+            self.last.pop_front();
+        }
+        self.last.push_back((now, kind, region, offset, value));
+    }
+
+    /// The newest accesses as lines of the trace, oldest first.
+    pub fn last(&self) -> impl Iterator<Item = String> {
+        let line = |(now, kind, region, offset, value): &_| format!("{now} {kind} {region} {offset:x} {value:x}");
+        self.last.iter().map(line)
     }
 
     /// Records anything else as a line.
