@@ -13,6 +13,17 @@ pub struct Initrd {
     script: String,
 }
 
+/// Shells, the script's own among them, end the machine with the GPU at rest, as it is at the end of an orderly
+/// shutdown. i915 turns its interrupts off before it waits for the engines (`i915_driver_shutdown`, at least up to 7.2):
+/// while an engine is just going idle, nobody then reads the status entry that the wait is for, and the kernel hangs
+/// without a word. That is so on any GPU; 0x44 is to retire what is complete and to wait for the rest.
+const SHELL: &str = "rest() {
+    for drop in /sys/kernel/debug/dri/*/i915_gem_drop_caches; do [ -e $drop ] && echo 0x44 > $drop; done
+}
+poweroff() { rest; /bin/poweroff \"$@\"; }
+reboot() { rest; /bin/reboot \"$@\"; }
+";
+
 /// Gives the script every applet as a command and the file systems that programs expect.
 const PROLOGUE: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -21,6 +32,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t debugfs debug /sys/kernel/debug
+export ENV=/root/shell
+. /root/shell
 ";
 
 impl Initrd {
@@ -30,6 +43,7 @@ impl Initrd {
         for folder in ["bin", "dev", "proc", "sys", "tmp", "root", "modules"] {
             archive.folder(folder);
         }
+        archive.file("root/shell", SHELL.as_bytes());
         archive.file("bin/busybox", &read(&provision::busybox()?)?);
         Ok(Self { archive, script: PROLOGUE.into() })
     }

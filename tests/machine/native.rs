@@ -105,6 +105,19 @@ fn smoke_on_two_cpus() {
     smoke_passes(KernelKind::V6_1, "native-smp", &["--profile", "skl,gt3,display,late-save"], 2);
 }
 
+/// A completion that is told late is no reason to hang, not even at the end of the machine.
+#[test]
+fn power_off_while_the_gpu_goes_idle() {
+    let kernel = kernel(KernelKind::Newest);
+    let gpu = ["--profile", "kbl,display,late-status"];
+    let machine = machine("native-late", &kernel, "smoke bench 3\npoweroff -f", &gpu);
+    let outcome = machine.run(LIMIT).expect("the machine runs");
+    powered_off(&outcome);
+    passed(&outcome, "bench");
+    quiet(&outcome, &[]);
+    known(&outcome);
+}
+
 /// The interrupt line instead of messages.
 #[test]
 fn smoke_on_the_interrupt_line() {

@@ -81,6 +81,8 @@ pub(crate) struct EngineState {
     pub halted: bool,
     /// The command at the cursor is a semaphore wait that failed at least once.
     pub waiting: bool,
+    /// When the engine came to the end of its ring.
+    pub ended: Option<Nanos>,
     /// Rounds without effect, and looks at memory in vain.
     pub spins: u32,
     pub polls: u32,
@@ -109,6 +111,7 @@ impl EngineState {
             skipping: false,
             halted: false,
             waiting: false,
+            ended: None,
             spins: 0,
             polls: 0,
             blit: None,
@@ -144,6 +147,7 @@ pub(crate) enum Flow {
 enum Stop {
     Budget,
     Poll,
+    Until(Nanos),
     Stuck,
     Check,
     Complete,
@@ -176,6 +180,7 @@ impl Exec<'_> {
             match self.run() {
                 Stop::Budget => break Progress::Busy,
                 Stop::Poll => break Progress::WaitUntil(self.next_poll()),
+                Stop::Until(time) => break Progress::WaitUntil(time),
                 Stop::Stuck => break Progress::Idle,
                 Stop::Check => {}
                 Stop::Complete => self.complete(),
@@ -211,8 +216,9 @@ impl Exec<'_> {
                 return Stop::Budget;
             }
             if self.state.level == Level::Ring && self.state.ring.head == self.state.ring.tail {
-                return Stop::Complete;
+                return self.end_of_ring();
             }
+            self.state.ended = None;
             if self.state.level == Level::Indirect && self.state.workaround.address >= self.state.workaround_end {
                 self.leave_indirect();
                 continue;
@@ -225,6 +231,18 @@ impl Exec<'_> {
                 return stop;
             }
         }
+    }
+
+    /// Nothing is left to execute: completion is told now or when its time has come, unless more work arrives before.
+    fn end_of_ring(&mut self) -> Stop {
+        let now = self.device.now.0;
+        let ended = self.state.ended.get_or_insert(Nanos(now)).0;
+        let told = ended.saturating_add(self.device.profile.completion.0);
+        if now < told {
+            return Stop::Until(Nanos(told));
+        }
+        self.state.ended = None;
+        Stop::Complete
     }
 
     /// A run of MI_NOOP.

@@ -1,7 +1,7 @@
 //! Which part the model is, and how strict it is.
 
-use gvt_defs::EngineMask;
 pub use gvt_defs::reset::Display;
+use gvt_defs::{EngineMask, Nanos};
 
 /// When a context image is written back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +56,8 @@ pub struct Profile {
     pub aperture: u64,
     /// When context images are written back.
     pub save: Save,
+    /// How long after the end of its ring an engine says that a context is complete: silicon saves the context first.
+    pub completion: Nanos,
     /// The blitter's manners.
     pub blitter: Blitter,
     /// Findings about the unknown.
@@ -77,6 +79,7 @@ impl Profile {
             display: Display::Fused,
             aperture: 512 << 20,
             save: Save::Prompt,
+            completion: Nanos(0),
             blitter: Blitter::Polices,
             strict: Strict::Off,
             forcewake: Forcewake::Ignored,

@@ -5,7 +5,7 @@ mod rig;
 use gvt_defs::context::value;
 use gvt_defs::execlist::Descriptor;
 use gvt_defs::reg::irq;
-use gvt_defs::{Engine, masked, mi, ring};
+use gvt_defs::{Engine, Nanos, masked, mi, ring};
 use gvt_model::{Finding, Profile, Progress, Save};
 use rig::{ARB_CHECK, ARB_OFF, ARB_ON, BATCH_END, NONE, Rig, ggtt_hpa, start, store, store_global, wait_global};
 
@@ -316,6 +316,29 @@ fn late_save_happens_at_the_next_other_load() {
     rig.emit(&mut b, &store_global(out, 5));
     rig.submit_and_run(&b);
     assert_eq!(rig.ram.read_u32(ggtt_hpa(out)), 5);
+}
+
+#[test]
+fn a_late_completion_lets_more_work_come_first() {
+    let mut rig = Rig::with(Profile { completion: Nanos(1_000_000), ..Profile::default() });
+    let (mut a, mut b) = (rig.context(Engine::Rcs), rig.context(Engine::Rcs));
+    let out = rig.ggtt_alloc(1);
+    rig.emit(&mut a, &store_global(out, 1));
+    rig.submit(Engine::Rcs, a.descriptor(), NONE);
+    let Progress::WaitUntil(told) = rig.step(1000) else { panic!("nothing to wait for") };
+    assert_eq!(rig.ram.read_u32(ggtt_hpa(out)), 1, "the work is done");
+    assert_eq!(rig.events(Engine::Rcs), [(0x1, 0)]);
+    rig.emit(&mut a, &store_global(out, 2));
+    rig.submit(Engine::Rcs, a.descriptor(), NONE);
+    let Progress::WaitUntil(later) = rig.step(1000) else { panic!("nothing to wait for") };
+    assert!(later.0 > told.0, "the time runs from the end of the ring");
+    assert_eq!(rig.ram.read_u32(ggtt_hpa(out)), 2);
+    assert_eq!(rig.events(Engine::Rcs), [(0x8002, a.id)]);
+    rig.emit(&mut b, &store_global(out, 3));
+    rig.submit(Engine::Rcs, b.descriptor(), NONE);
+    assert_eq!(rig.run(), Progress::Idle);
+    assert_eq!(rig.events(Engine::Rcs), [(0x12, a.id), (0x18, b.id)]);
+    rig.no_findings();
 }
 
 #[test]

@@ -24,6 +24,8 @@ const BUDGET: u32 = 500;
 const CONFIG_SIZE: u64 = 256;
 /// Trace lines between two looks at the model: more than an access and a step can make.
 const TRACE_ENTRIES: usize = 1 << 16;
+/// Late for the completion of a context: all that a driver does at once is done before, no time limit of it is over.
+const LATE: Nanos = Nanos(100_000_000);
 /// The most different findings kept.
 const MAX_FINDINGS: usize = 256;
 
@@ -260,10 +262,11 @@ fn profile(text: &str) -> Result<Profile> {
             "gt3" => (profile.device, profile.engines) = (*gt3, EngineMask::ALL),
             "display" => profile.display = Display::Dark,
             "late-save" => profile.save = Save::Late,
+            "late-status" => profile.completion = LATE,
             "obeys-lri" => profile.blitter = Blitter::ObeysLri,
             "linted" => profile.forcewake = Forcewake::Linted,
             _ => {
-                let all = "gt3, display, late-save, obeys-lri, linted";
+                let all = "gt3, display, late-save, late-status, obeys-lri, linted";
                 return Err(Error::new(format!("gpu-model: no variation '{word}' (there are {all})")));
             }
         }
