@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use qemu::build;
+use qemu::bundle::Bundle;
 use qemu::console::Console;
 use qemu::machine::{Gpu, Machine, Outcome};
 use qemu::provision::KernelKind;
@@ -27,16 +29,20 @@ fn guest(name: &'static str, script: &str) -> Guest {
     Guest::new(name, KernelKind::V6_1, script).memory_mib(320)
 }
 
+fn uses_own(console: &Console) -> bool {
+    console.prism.iter().any(|line| line.contains("software GPU that is linked"))
+}
+
 /// All ended well, and the GPU met nothing that it does not know.
 #[track_caller]
 fn run(machine: Machine, guests: &[Guest], names: &[&str], limit: Duration) -> Outcome {
     let outcome = prism::with_guests(machine, guests).run(limit).unwrap();
     prism::ended_well(&outcome, names);
-    let told = Console::parse(&outcome.serial).prism;
-    if !told.iter().any(|line| line.contains("software GPU that is linked")) {
+    let console = Console::parse(&outcome.serial);
+    if !uses_own(&console) {
         tests::fail(&outcome, "the guests should share the software GPU of the image");
     }
-    if let Some(line) = told.iter().find(|line| line.starts_with("gpu: ") && line.contains("unknown")) {
+    if let Some(line) = console.prism.iter().find(|line| line.starts_with("gpu: ") && line.contains("unknown")) {
         tests::fail(&outcome, &format!("the GPU met something unknown: {line}"));
     }
     outcome
@@ -48,6 +54,21 @@ fn probe(machine: Machine, guest: Guest) -> Outcome {
     let outcome = run(machine, &[guest], &["alpha"], LIMIT);
     prism::detected(&outcome, "alpha");
     outcome
+}
+
+/// The image's own GPU is for machines without one. (The guest crashes at once: it is not what this is about.)
+#[test]
+fn a_gpu_of_the_machine_comes_first() {
+    let config = "[[vm]]\nname = \"triple\"\nmemory_mib = 32\nkernel = \"triple\"\ngpu = {}\n";
+    let bundle = Bundle::new(config).file("triple", &build::assembled_guest("triple", "0").unwrap()).finish();
+    for (gpu, own) in [(Gpu::None, true), (Gpu::Model(Vec::new()), false)] {
+        let outcome = svm("soft-first").gpu(gpu).module(bundle.clone()).arguments("once").run(LIMIT).unwrap();
+        let console = Console::parse(&outcome.serial);
+        let crashed = console.state("triple") == Some(("crashed", "triple-fault"));
+        if !crashed || uses_own(&console) != own {
+            tests::fail(&outcome, &format!("the image should use its own GPU: {own}"));
+        }
+    }
 }
 
 /// A program of ours updates page tables and submits, without i915.
