@@ -68,7 +68,10 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
         }
         Exit::Hlt => {
             let reason = skip(vcpu, now, Reason::Hlt);
-            vcpu.activity = Activity::Halted;
+            // A guest that single-steps traps at once.
+            if !vcpu.hw.event_queued() {
+                vcpu.activity = Activity::Halted;
+            }
             reason
         }
         Exit::Msr(direction) => msr_access(vcpu, direction, now),
@@ -154,7 +157,11 @@ fn emulate<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Option<Reason> {
     };
     let reason = bus.reason();
     match outcome {
-        Outcome::Done | Outcome::Again => vcpu.hw.retire(&registers),
+        Outcome::Done => {
+            vcpu.hw.retire(&registers);
+            vcpu.hw.trap();
+        }
+        Outcome::Again => vcpu.hw.retire(&registers),
         Outcome::Exception(what) => {
             // Iterations of a REP instruction that are done stay done.
             vcpu.hw.retire(&registers);

@@ -185,8 +185,10 @@ pub trait VirtualCpu: Sized + Send {
     fn registers(&self) -> Registers;
     /// Takes GPRs, RIP and RFLAGS back after an emulated instruction, which also ends an interrupt shadow.
     fn retire(&mut self, registers: &Registers);
-    /// Skips an instruction of `length` bytes.
+    /// Skips an instruction of `length` bytes, which has been carried out.
     fn skip(&mut self, length: u8);
+    /// An instruction has been carried out: queues the trap that follows if the guest single-steps. (`skip` does it.)
+    fn trap(&mut self);
     /// Length of the instruction that made the last exit, if the CPU told.
     fn instruction_length(&self) -> Option<u8>;
     /// RAX, RCX, RDX, RBX ... by hardware number; 0 for a number above 15.

@@ -7,11 +7,38 @@
 .set IOAPIC, 0xFEC00000
 .set AP_CODE, 0x50000
 .set AP_FLAG, AP_CODE + 0x800
+.set AP_COMMAND, AP_CODE + 0x810
+.set AP_TOKEN, AP_CODE + 0x814
 .set AP_POINTERS, AP_CODE + 0x900
+# Linear addresses whose pages lie elsewhere: RAM, the I/O APIC, the LPC bridge's configuration, nothing, RAM, RAM.
+.set WINDOW, 0x0C000000
+.set TF, 0x100
+.set IF, 0x200
 
 .macro rung name
     lea rsi, [rip + name_\name]
     call rung_result
+.endm
+
+# Ends a rung that is about the order of events: what the handlers wrote is this.
+.macro events text, name
+    lea rsi, [rip + 1f]
+    call events_are
+    rung \name
+    jmp 2f
+1:  .asciz "\text"
+2:
+.endm
+
+.macro set_flags bits
+    pushfq
+    or qword ptr [rsp], \bits
+    popfq
+.endm
+.macro clear_flags bits
+    pushfq
+    and qword ptr [rsp], ~(\bits)
+    popfq
 .endm
 
 .text
@@ -24,6 +51,7 @@ _start:
     mov ss, eax
     mov ds, eax
     mov es, eax
+    call set_up_window
 
 # --- CPUID: the hypervisor's name
     mov eax, 0x40000000
@@ -87,6 +115,17 @@ _start:
     test ecx, ecx
     sete al
     rung port_string
+    mov dx, COM1 + 7                   # the scratch register
+    mov al, 0x5A
+    out dx, al
+    lea rdi, [rip + page_a]
+    mov ecx, 3
+    rep insb
+    mov eax, [rip + page_a]
+    and eax, 0xFFFFFF
+    cmp eax, 0x5A5A5A
+    sete al
+    rung port_string_in
 
 # --- Memory of devices: the task priority register in many forms
     mov ebx, LAPIC + 0x80
@@ -135,6 +174,81 @@ straddled:
     cmp eax, 0x20
     sete al
     rung mmio_chipset
+
+    call every_form
+    rung mmio_forms
+
+# --- Accesses that two regions share
+    call judge_none
+    mov edi, WINDOW + 0xFFC
+    movabs rax, 0x00000001DEADBEEF
+    mov [rdi], rax                     # RAM, then the I/O APIC's index
+    mov eax, [rip + page_a + 0xFFC]
+    cmp eax, 0xDEADBEEF
+    call judge
+    movabs rax, 0x00000001DEADBEEF
+    cmp [rdi], rax
+    call judge
+    movabs rax, 0x00000001DEADBEEF
+    movdqu xmm0, [rdi - 4]
+    psrldq xmm0, 4
+    movq rbx, xmm0
+    cmp rbx, rax
+    call judge
+    movabs rax, 0x2918808600000000     # nothing of the I/O APIC's, then the LPC bridge's name
+    cmp [rdi + 0x1000], rax
+    call judge
+    mov edi, 0x9FFFC
+    movabs rax, 0x123456789ABCDEF0
+    mov [rdi], rax                     # RAM, then nobody
+    mov rbx, [rdi]
+    mov ecx, 0x9ABCDEF0
+    mov eax, -1
+    shl rax, 32
+    or rax, rcx
+    cmp rbx, rax
+    call judge
+    mov rbx, LAPIC + 0xFFC
+    mov rbx, [rbx]                     # nothing of the local APIC's, then nobody
+    mov eax, -1
+    shl rax, 32
+    cmp rbx, rax
+    call judge
+    mov edi, WINDOW + 0x2FFC
+    mov r14d, 1f - _start
+    mov rax, [rdi]                     # the LPC bridge, then a page that is not present
+1:  mov eax, 14
+    call faulted_with
+    cmp al, 1
+    call judge
+    cmp dword ptr [rip + last_cr2], WINDOW + 0x3000
+    call judge
+    mov al, r12b
+    rung mmio_two_regions
+
+# --- An instruction on two pages that are no neighbours: every way to split it
+    mov r8d, LAPIC + 0x80 - 0x70000000
+    mov r12d, 1
+    mov r13d, 1
+1:  mov edi, WINDOW + 0x5000
+    sub edi, r13d
+    lea rsi, [rip + code_piece]
+    mov ecx, offset code_piece_end - code_piece
+    rep movsb
+    mov ebx, LAPIC + 0x80
+    mov dword ptr [rbx], 0
+    mov eax, WINDOW + 0x5000
+    sub eax, r13d
+    call rax
+    cmp dword ptr [rbx], 0x70
+    sete al
+    and r12b, al
+    inc r13d
+    cmp r13d, 11
+    jb 1b
+    mov dword ptr [rbx], 0
+    mov al, r12b
+    rung code_two_pages
 
 # --- Exceptions that Prism raises
     mov r14d, 1f - _start
@@ -228,9 +342,48 @@ straddled:
     and al, ah
     rung priority
 
-# --- NMIs: one while one is served waits for IRET
+    call no_events
+    mov eax, 15
+    mov cr8, rax
+    call send_40
+    call send_50
+    xor eax, eax
+    mov cr8, rax
+    nop
+    events HI, interrupt_order
+    # In the shadow of STI an instruction exits: the interrupt comes after it.
+    cli
+    call send_40
+    xor eax, eax
+    sti
+    cpuid
+1:  nop
+    lea rax, [rip + 1b]
+    cmp [rip + rip_40], rax
+    sete r12b
+    cli
+    call send_40
+    sti
+    mov dword ptr [rbx + 0x80], 0
+1:  nop
+    lea rax, [rip + 1b]
+    cmp [rip + rip_40], rax
+    sete al
+    and al, r12b
+    rung sti_exit
+    # The same with HLT, which does not sleep then.
+    cli
+    call send_40
+    sti
+    hlt
+1:  lea rax, [rip + 1b]
+    cmp [rip + rip_40], rax
+    sete al
+    rung hlt_pending
+
+# --- NMIs: one while one is served waits for IRET, whether or not that lets interrupts in
     mov dword ptr [rip + nmis], 0
-    mov dword ptr [rip + nmis_inside], 0
+    mov dword ptr [rip + nmi_plan], 1
     call send_nmi
     nop
     nop
@@ -240,8 +393,55 @@ straddled:
     sete ah
     and al, ah
     rung nmi
+    cli
+    mov dword ptr [rip + nmis], 0
+    mov dword ptr [rip + nmi_plan], 1
+    call send_nmi
+    nop
+    cmp dword ptr [rip + nmis], 2
+    sete al
+    cmp dword ptr [rip + nmis_inside], 1
+    sete ah
+    and al, ah
+    rung nmi_masked
+
+# --- What comes first: trap, NMI, interrupt (SDM volume 3, table 7-2)
+    call no_events
+    sti
+    mov dword ptr [rip + nmi_plan], 3
+    call send_nmi
+    nop
+    nop
+    events NNI, nmi_first
+    cli
+    call send_40
+    call no_events
+    sti
+    mov dword ptr [rbx + 0x300], 0x4400
+    nop
+    events NI, nmi_first_sti
+    mov eax, 15
+    mov cr8, rax
+    call send_40
+    xor eax, eax
+    set_flags TF + IF
+    mov cr8, rax
+    clear_flags TF
+    events DIDDD, trap_first
+    # The handler's first instruction already gives way to the NMI.
+    set_flags TF
+    mov dword ptr [rbx + 0x300], 0x4400
+    clear_flags TF
+    lea rax, [rip + on_db]
+    cmp [rip + rip_nmi], rax
+    sete r12b
+    lea rsi, [rip + text_nddd]
+    call events_are
+    and al, r12b
+    rung trap_before_nmi
 
 # --- HLT: the APIC's timer ends it
+    cli
     xor r15d, r15d
     mov ebx, LAPIC
     mov dword ptr [rbx + 0x3E0], 0xB
@@ -267,30 +467,73 @@ straddled:
     cmp dword ptr [rip + steps], 4
     sete al
     rung step
+    call no_events
+    set_flags TF
+    mov dword ptr [rbx + 0x80], 0
+    clear_flags TF
+    events DDDD, step_mmio
+    set_flags TF
+    hlt
+    clear_flags TF
+    events DDDD, step_hlt
+    # MOV SS lets no trap come before the instruction after it.
+    mov eax, 0x18
+    set_flags TF
+    mov ss, eax
+    cpuid
+    clear_flags TF
+    events DDDD, step_mov_ss
+    mov eax, 0x18
+    set_flags TF
+    mov ss, eax
+    mov dword ptr [rbx + 0x80], 0
+    clear_flags TF
+    events DDDD, step_mov_ss_mmio
+
+# --- Mappings that change
+    call remap
 
 # --- A second virtual CPU: real mode, protected mode, PAE, long mode
+    mov eax, 1
+    cpuid
+    shr ebx, 16
+    cmp bl, 1
+    je alone
     lea rsi, [rip + ap_start]
     mov edi, AP_CODE
     mov ecx, offset ap_end - ap_start
     rep movsb
-    mov dword ptr [AP_FLAG], 0
     mov rax, cr3
     mov [AP_FLAG + 8], eax
-    mov ebx, LAPIC
-    mov dword ptr [rbx + 0x310], 1 << 24
-    mov dword ptr [rbx + 0x300], 0xC500
-    mov dword ptr [rbx + 0x310], 1 << 24
-    mov dword ptr [rbx + 0x300], 0x4600 + AP_CODE / 4096
-    mov rcx, 400000000
-1:  pause
-    cmp dword ptr [AP_FLAG], 0xF
-    je 2f
-    dec rcx
-    jnz 1b
-2:  cmp dword ptr [AP_FLAG], 0xF
-    sete al
+    call start_ap
     rung modes
+    # It does not sleep now: INIT stops it, and it starts again.
+    call start_ap
+    rung init
 
+# --- A CPU that sleeps with interrupts off, for an NMI from the other
+    mov dword ptr [rip + nmis], 0
+    cli
+    mov dword ptr [AP_COMMAND], 1
+    hlt
+    mov dword ptr [AP_COMMAND], 0
+    cmp dword ptr [rip + nmis], 0
+    setne al
+    rung hlt_nmi
+
+# --- Two that spin without an exit, interrupts off: the timer must take each out
+    mov dword ptr [AP_TOKEN], 0
+    mov dword ptr [AP_COMMAND], 2
+    mov ecx, 3
+1:  inc dword ptr [AP_TOKEN]
+2:  test byte ptr [AP_TOKEN], 1
+    jnz 2b
+    dec ecx
+    jnz 1b
+    cmp dword ptr [AP_TOKEN], 6
+    sete al
+    rung preempt
+alone:
     lea rsi, [rip + text_done]
     call print
     mov dx, 0x604
@@ -312,105 +555,6 @@ straddle:
     mov dword ptr [rbx], 0
     jmp straddled
 
-enable_apic:
-    mov ebx, LAPIC
-    mov dword ptr [rbx + 0xF0], 0x1FF
-    ret
-send_40:
-    mov ebx, LAPIC
-    mov dword ptr [rbx + 0x300], 0x44040   # self, fixed, vector 0x40
-    ret
-send_nmi:
-    mov ebx, LAPIC
-    mov dword ptr [rbx + 0x310], 0
-    mov dword ptr [rbx + 0x300], 0x4400    # to APIC 0
-    ret
-
-# AL: passed. RSI: name. Keeps nothing.
-rung_result:
-    push rax
-    push rsi
-    lea rsi, [rip + text_rung]
-    call print
-    pop rsi
-    call print
-    pop rax
-    lea rsi, [rip + text_bad]
-    test al, al
-    jz 1f
-    lea rsi, [rip + text_ok]
-1:
-print:
-    mov dx, COM1
-1:  lodsb
-    test al, al
-    jz 2f
-    out dx, al
-    jmp 1b
-2:  ret
-
-# EAX: vector expected of the instruction before. AL: whether it came.
-faulted_with:
-    cmp dword ptr [rip + last_fault], eax
-    sete al
-    mov dword ptr [rip + last_fault], -1
-    ret
-
-set_up_idt:
-    lea rdi, [rip + idt]
-    lea rsi, [rip + gates]
-1:  lodsq
-    cmp rax, -1
-    je 2f
-    mov ecx, eax
-    shl ecx, 4
-    lodsq
-    mov [rdi + rcx], ax
-    mov word ptr [rdi + rcx + 2], 0x10
-    mov word ptr [rdi + rcx + 4], 0x8E00
-    shr rax, 16
-    mov [rdi + rcx + 6], ax
-    mov qword ptr [rdi + rcx + 8], 0
-    jmp 1b
-2:  lidt [rip + idt_pointer]
-    ret
-
-# Exceptions go on at _start + R14.
-on_ud:
-    mov dword ptr [rip + last_fault], 6
-    jmp 1f
-on_gp:
-    mov dword ptr [rip + last_fault], 13
-    add rsp, 8
-1:  lea rax, [rip + _start]
-    add rax, r14
-    mov [rsp], rax
-    iretq
-on_db:
-    inc dword ptr [rip + steps]
-    iretq
-on_40:
-    inc r15d
-    push rbx
-    mov ebx, LAPIC
-    mov dword ptr [rbx + 0xB0], 0
-    pop rbx
-    iretq
-on_nmi:
-    inc dword ptr [rip + nmis]
-    cmp dword ptr [rip + nmis], 1
-    jne 1f
-    push rbx
-    call send_nmi
-    nop
-    nop
-    pop rbx
-    push rax
-    mov eax, [rip + nmis]
-    mov [rip + nmis_inside], eax
-    pop rax
-1:  iretq
-
 # What the second virtual CPU runs at AP_CODE.
 .code16
 ap_start:
@@ -420,6 +564,28 @@ ap_start:
     mov eax, 0x40000000
     cpuid
     cmp ebx, 0x73697250
+    jne ap_lost
+    # The place of a VGA's memory, as a BIOS writes to it and reads from it: nobody is there.
+    mov ax, 0xB800
+    mov es, ax
+    xor di, di
+    mov ax, 0x0720
+    mov cx, 80
+    cld
+    rep stosw
+    push ds
+    mov ax, 0xB800
+    mov ds, ax
+    xor si, si
+    mov ax, 0x5000
+    mov es, ax
+    mov di, 0x700
+    mov cx, 4
+    rep movsb
+    pop ds
+    cmp dword ptr ds:[0x700], -1
+    jne ap_lost
+    cmp di, 0x704
     jne ap_lost
     mov dword ptr ds:[0x800], 1
     lgdt ds:[ap_gdt_pointer - ap_start]
@@ -437,7 +603,11 @@ ap_32:
     mov ds, ax
     mov ss, ax
     cpuid
+    mov ebx, [LAPIC + 0x20]            # its APIC id: 1
+    cmp ebx, 1 << 24
+    jne 2f
     or dword ptr [AP_FLAG], 2
+2:
     # PAE: the directories of the 64-bit tables, under pointers of this mode's kind.
     mov esi, [AP_FLAG + 8]
     mov esi, [esi]
@@ -483,44 +653,26 @@ ap_64:
     mov eax, 0x40000000
     cpuid
     or dword ptr [AP_FLAG], 8
-1:  hlt
+1:  pause
+    cmp dword ptr [AP_COMMAND], 1
+    je 2f
+    cmp dword ptr [AP_COMMAND], 2
+    jne 1b
+    test byte ptr [AP_TOKEN], 1
+    jz 1b
+    inc dword ptr [AP_TOKEN]
+    jmp 1b
+2:  mov ebx, LAPIC                     # an NMI for the first, now and then
+    mov dword ptr [rbx + 0x310], 0
+    mov dword ptr [rbx + 0x300], 0x4400
+    mov ecx, 100000
+3:  dec ecx
+    jnz 3b
     jmp 1b
 ap_gdt_pointer:
     .word 5 * 8 - 1
     .long gdt
 ap_end:
 
-.data
-.balign 8
-gates:
-    .quad 1, on_db, 2, on_nmi, 6, on_ud, 13, on_gp, 0x40, on_40, -1
-gdt:
-    .quad 0, 0
-    .quad 0x00AF9B000000FFFF           # 0x10: 64-bit code
-    .quad 0x00CF93000000FFFF           # 0x18: data
-    .quad 0x00CF9B000000FFFF           # 0x20: 32-bit code
-gdt_pointer:
-    .word 5 * 8 - 1
-    .quad gdt
-idt_pointer:
-    .word 0x41 * 16 - 1
-    .quad idt
-last_fault: .long -1
-steps: .long 0
-nmis: .long 0
-nmis_inside: .long 0
-text_rung: .asciz "rung "
-text_ok: .asciz " ok\n"
-text_bad: .asciz " bad\n"
-text_done: .ascii "done "
-    .ascii NONCE
-    .asciz "\n"
-text_string: .ascii "a string\n"
-text_string_end:
-.irp name, cpuid, msr, msr_unknown, port, port_string, mmio, mmio_page_end, mmio_chipset, undefined, rdpmc, control, interrupt, sti_shadow, sti_cli, priority, nmi, hlt, step, modes
-name_\name: .asciz "\name"
-.endr
-.balign 4096
-idt: .skip 4096
-.skip 4096
-stack_top:
+#include "forms.S"
+#include "support.S"

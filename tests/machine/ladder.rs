@@ -35,16 +35,20 @@ fn bochs_boots_the_image_and_divides() {
     }
 }
 
-/// What the guest `ladder` prints "ok" for; `modes` needs a second virtual CPU.
-const RUNGS: [&str; 19] = [
+/// What the guest `ladder` prints "ok" for; those of the second virtual CPU come last.
+const RUNGS: [&str; 38] = [
     "cpuid",
     "msr",
     "msr_unknown",
     "port",
     "port_string",
+    "port_string_in",
     "mmio",
     "mmio_page_end",
     "mmio_chipset",
+    "mmio_forms",
+    "mmio_two_regions",
+    "code_two_pages",
     "undefined",
     "rdpmc",
     "control",
@@ -52,11 +56,28 @@ const RUNGS: [&str; 19] = [
     "sti_shadow",
     "sti_cli",
     "priority",
+    "interrupt_order",
+    "sti_exit",
+    "hlt_pending",
     "nmi",
+    "nmi_masked",
+    "nmi_first",
+    "nmi_first_sti",
+    "trap_first",
+    "trap_before_nmi",
     "hlt",
     "step",
+    "step_mmio",
+    "step_hlt",
+    "step_mov_ss",
+    "step_mov_ss_mmio",
     "modes",
+    "init",
+    "hlt_nmi",
+    "preempt",
 ];
+/// The same where it has a vGPU: memory that moves, and an event whose delivery faults on it.
+const GPU_RUNGS: [&str; 2] = ["remap", "delivery"];
 
 const CONFIG: &str = "[[vm]]\nname = \"ladder\"\nmemory_mib = 32\nvcpus = 2\nkernel = \"ladder\"\n";
 
@@ -67,14 +88,20 @@ fn assemble(name: &str, nonce: &str) -> Vec<u8> {
 /// Every rung holds, on whatever this machine has.
 #[track_caller]
 fn climb(machine: Machine) {
+    climb_as(machine, CONFIG, &RUNGS);
+}
+
+#[track_caller]
+fn climb_as(machine: Machine, config: &str, rungs: &[&str]) {
     let nonce = tests::nonce();
-    let bundle = Bundle::new(CONFIG).file("ladder", &assemble("ladder", &nonce)).finish();
+    let bundle = Bundle::new(config).file("ladder", &assemble("ladder", &nonce)).finish();
     let outcome = machine.module(bundle).arguments("once").run(LIMIT).unwrap();
     let console = Console::parse(&outcome.serial);
     let lines = console.guest("ladder");
     let has = |text: &str| lines.iter().any(|line| line.trim() == text);
-    let missed: Vec<_> = RUNGS.iter().filter(|name| !has(&format!("rung {name} ok"))).collect();
-    if outcome.end != SUCCESS || !missed.is_empty() || !has(&format!("done {nonce}")) || !has("a string") {
+    let missed: Vec<_> = rungs.iter().filter(|name| !has(&format!("rung {name} ok"))).collect();
+    let whole = has(&format!("done {nonce}")) && has("a string") && !lines.iter().any(|line| line.ends_with(" bad"));
+    if outcome.end != SUCCESS || !missed.is_empty() || !whole {
         tests::fail(&outcome, &format!("missed rungs: {missed:?}"));
     }
 }
@@ -82,6 +109,13 @@ fn climb(machine: Machine) {
 #[test]
 fn ladder_on_svm() {
     climb(Machine::svm_tcg("ladder-svm", tests::image()).gpu(Gpu::None).memory_mib(512));
+}
+
+/// With a vGPU, which gives the guest memory that it can move.
+#[test]
+fn ladder_on_svm_with_a_vgpu() {
+    let machine = Machine::svm_tcg("ladder-vgpu", tests::image()).gpu(Gpu::Model(Vec::new()));
+    climb_as(machine, &format!("{CONFIG}gpu = {{}}\n"), &[&RUNGS[..], &GPU_RUNGS].concat());
 }
 
 #[test]
@@ -128,20 +162,34 @@ fn cpus_that_cannot_are_told() {
     }
 }
 
-/// A triple fault stops one guest, with a report; the other climbs on.
-#[test]
-fn a_crash_stays_where_it_is_on_vmx() {
+/// What a guest cannot survive stops that guest, with a report; the other climbs on.
+#[track_caller]
+fn crash(machine: Machine) {
     let nonce = tests::nonce();
-    let config = format!("{CONFIG}[[vm]]\nname = \"triple\"\nmemory_mib = 32\nkernel = \"triple\"\n");
-    let bundle =
-        Bundle::new(&config).file("ladder", &assemble("ladder", &nonce)).file("triple", &assemble("triple", "0"));
-    let machine = Machine::vmx_bochs("crash-vmx", tests::image()).module(bundle.finish());
-    let outcome = machine.arguments("once").run(LIMIT).unwrap();
+    let mut config = CONFIG.to_owned();
+    let mut bundle = vec![("ladder", assemble("ladder", &nonce))];
+    for name in ["triple", "delivery"] {
+        config.push_str(&format!("[[vm]]\nname = \"{name}\"\nmemory_mib = 32\nkernel = \"{name}\"\n"));
+        bundle.push((name, assemble(name, &nonce)));
+    }
+    let bundle = bundle.iter().fold(Bundle::new(&config), |bundle, (name, file)| bundle.file(name, file));
+    let outcome = machine.module(bundle.finish()).arguments("once").run(LIMIT).unwrap();
     let console = Console::parse(&outcome.serial);
     let climbed = console.guest("ladder").iter().any(|line| line.contains(&format!("done {nonce}")));
-    if outcome.end != GUEST || !climbed || console.state("triple") != Some(("crashed", "triple-fault")) {
-        tests::fail(&outcome, "the triple fault should stop its guest only");
+    let crashed = |name, cause| console.state(name) == Some(("crashed", cause));
+    if outcome.end != GUEST || !climbed || !crashed("triple", "triple-fault") || !crashed("delivery", "delivery") {
+        tests::fail(&outcome, "each crash should stop its guest only");
     }
+}
+
+#[test]
+fn a_crash_stays_where_it_is_on_svm() {
+    crash(Machine::svm_tcg("crash-svm", tests::image()).gpu(Gpu::None).memory_mib(512));
+}
+
+#[test]
+fn a_crash_stays_where_it_is_on_vmx() {
+    crash(Machine::vmx_bochs("crash-vmx", tests::image()));
 }
 
 /// Two guests take turns on one CPU; neither finds the other's values in its registers.

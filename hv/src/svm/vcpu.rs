@@ -14,12 +14,13 @@ use super::entry::{self, Gprs};
 use super::permissions;
 use crate::frame::{self, OwnerId};
 use crate::load::linux::Entry;
-use crate::phys;
 use crate::vendor::{Direction, Event, Exit, Setup, Start, VirtualCpu, Window};
-use crate::x86;
+use crate::{apic, percpu, phys, x86};
 
 /// Exceptions that exit: #DB and #AC, as a guest can make their delivery loop for ever, and #MC.
 const WATCHED: u32 = 1 << regs::vector::DB | 1 << regs::vector::AC | 1 << regs::vector::MC;
+/// Exceptions that push an error code (APM volume 2, table 8-1).
+const PUSH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 const INTERCEPTS_1: u32 = misc1::INTR
     | misc1::NMI
     | misc1::SMI
@@ -63,8 +64,8 @@ pub struct SvmVcpu {
 enum NmiState {
     Open,
     Blocked,
-    /// The IRET at this RIP is about to run.
-    Returning(u64),
+    /// The IRET is about to run, by single step: the trap after it is the window in which the next NMI comes.
+    Returning,
 }
 
 impl VirtualCpu for SvmVcpu {
@@ -117,18 +118,17 @@ impl VirtualCpu for SvmVcpu {
         if self.flush_always {
             self.flush_tlb();
         }
+        let before = (self.nmi == NmiState::Returning).then(|| self.begin_step());
         // SAFETY: 1. `svm` exists: SVM is on and the save area set on this CPU. 2. The block was built by `new`, whose
         // nested tables map only what the VM owns; `&mut self` says that no other CPU uses it. 3. `svm.host` is filled.
         // 4. Root mode runs with interrupts off (see `irq`).
         unsafe { entry::enter(self.block.frame.hpa().0, &raw mut self.gprs, svm.host().0) };
         self.block.control.tlb_control = 0;
         self.requeue();
-        if let NmiState::Returning(rip) = self.nmi
-            && rip != self.block.save.rip
-        {
-            self.nmi = NmiState::Open;
+        match before {
+            Some(before) if self.end_step(before) => Exit::NmiUnblocked,
+            _ => self.decode(),
         }
-        self.decode()
     }
 
     fn registers(&self) -> Registers {
@@ -173,10 +173,12 @@ impl VirtualCpu for SvmVcpu {
         let save = &mut self.block.save;
         let next = save.rip.wrapping_add(u64::from(length));
         save.rip = if long { next } else { next & 0xFFFF_FFFF };
-        let single_steps = save.rflags & Rflags::TF.bits() != 0;
         self.block.control.interrupt_shadow = 0;
-        if single_steps && !self.event_queued() {
-            // The trap that follows every instruction of a guest that single-steps.
+        self.trap();
+    }
+
+    fn trap(&mut self) {
+        if self.block.save.rflags & Rflags::TF.bits() != 0 && !self.event_queued() {
             self.block.save.dr6 |= regs::DR6_BS;
             self.inject(Event::Exception { vector: regs::vector::DB, error_code: None });
         }
@@ -300,14 +302,15 @@ impl VirtualCpu for SvmVcpu {
     }
 
     fn inject(&mut self, what: Event) {
+        // Another handler runs before the IRET does: its own IRET will unblock NMIs.
+        if what == Event::Nmi || self.nmi == NmiState::Returning {
+            self.nmi = NmiState::Blocked;
+            self.block.control.intercept_misc1 |= misc1::IRET;
+        }
         let kind = |kind: u64| kind << event::TYPE_SHIFT | event::VALID;
         self.block.control.event_inj = match what {
             Event::Interrupt(vector) => kind(event::TYPE_INTR) | u64::from(vector),
-            Event::Nmi => {
-                self.nmi = NmiState::Blocked;
-                self.block.control.intercept_misc1 |= misc1::IRET;
-                kind(event::TYPE_NMI) | u64::from(regs::vector::NMI)
-            }
+            Event::Nmi => kind(event::TYPE_NMI) | u64::from(regs::vector::NMI),
             Event::Exception { vector, error_code } => {
                 let error =
                     error_code.map_or(0, |code| u64::from(code) << event::ERROR_CODE_SHIFT | event::ERROR_CODE_VALID);
@@ -332,15 +335,14 @@ impl VirtualCpu for SvmVcpu {
         }
     }
 
-    /// While an NMI is served, its IRET exits (see `inject`). From there on the interrupt window is the nearest that there
-    /// is to a window for NMIs; a guest that returns with interrupts off takes its NMI at the exit that follows.
+    /// While an NMI is served, its IRET exits (see `inject`). Behind an event that is queued, an interrupt of Prism's own
+    /// ends the guest as soon as that is delivered. For what a shadow holds back the interrupt window is the nearest that
+    /// there is; with interrupts off as well it waits for the next exit.
     fn await_nmi(&mut self) {
-        let enabled = self.block.save.rflags & Rflags::IF.bits() != 0;
-        match self.nmi {
-            NmiState::Blocked => {}
-            // It would open before the IRET has run.
-            NmiState::Returning(_) if enabled => {}
-            NmiState::Returning(_) | NmiState::Open => self.set_window(Window::Interrupt),
+        if self.nmi == NmiState::Open && self.event_queued() {
+            apic::kick(percpu::current());
+        } else if self.nmi == NmiState::Open {
+            self.set_window(Window::Interrupt);
         }
     }
 
@@ -422,6 +424,33 @@ impl SvmVcpu {
         control.event_inj = if again { info } else { 0 };
     }
 
+    /// Lets the guest execute one instruction, with the flag that traps after it; any exception exits, or its frame would
+    /// hold that flag. Gives RFLAGS and DR6 as they were.
+    fn begin_step(&mut self) -> (u64, u64) {
+        self.block.control.intercept_exceptions = u32::MAX;
+        let save = &mut self.block.save;
+        let before = (save.rflags, save.dr6);
+        save.rflags |= Rflags::TF.bits();
+        before
+    }
+
+    /// After the exit: whether it was by the trap, which the guest then does not see.
+    fn end_step(&mut self, (rflags, dr6): (u64, u64)) -> bool {
+        let trapped = self.block.control.exit_code == exit::EXCEPTION_0 + u64::from(regs::vector::DB);
+        self.block.control.intercept_exceptions = WATCHED;
+        let own = rflags & Rflags::TF.bits() != 0;
+        let save = &mut self.block.save;
+        if trapped {
+            self.nmi = NmiState::Open;
+        } else if !own {
+            save.rflags &= !Rflags::TF.bits();
+        }
+        if trapped && !own {
+            save.dr6 = dr6;
+        }
+        trapped && !own
+    }
+
     fn decode(&mut self) -> Exit {
         let control = &self.block.control;
         let (code, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
@@ -445,11 +474,14 @@ impl SvmVcpu {
             MOVE_TO_CR8 => Exit::MoveToCr8,
             exit::EXCEPTION_0..=exit::EXCEPTION_31 => {
                 let vector = (code - exit::EXCEPTION_0) as u8;
-                let error_code = (vector == regs::vector::AC).then_some(info1 as u32);
+                if vector == regs::vector::PF {
+                    self.block.save.cr2 = info2;
+                }
+                let error_code = (PUSH_ERROR_CODE >> vector & 1 != 0).then_some(info1 as u32);
                 Exit::Exception { vector, error_code }
             }
             exit::IRET => {
-                self.nmi = NmiState::Returning(self.block.save.rip);
+                self.nmi = NmiState::Returning;
                 self.block.control.intercept_misc1 &= !misc1::IRET;
                 Exit::NmiUnblocked
             }

@@ -82,6 +82,26 @@ fn an_nmi_wakes_a_halted_cpu_unless_blocked() {
     assert_eq!(vcpu.hw.event, Some(Event::Nmi));
 }
 
+/// A guest that single-steps traps after whatever Prism carried out for it, before an interrupt that waits.
+#[test]
+fn a_single_step_traps_first() {
+    let trap = Some(Event::Exception { vector: 1, error_code: None });
+    let mut halted = one(&[0xF4, 0x90]);
+    halted.hw.regs.rflags = 0x302;
+    raise(&halted, 0x41);
+    handle(&mut halted, Exit::Hlt);
+    assert!(prepare(&mut halted), "or it would sleep with the trap before it");
+    assert_eq!((halted.hw.event, halted.hw.window), (trap, Window::Interrupt));
+    // mov dword ptr [rbx], eax: to the local APIC.
+    let mut vcpu = one(&[0x67, 0x66, 0x89, 0x03]);
+    vcpu.hw.regs.rflags = 0x302;
+    vcpu.hw.regs.cr0 = 0;
+    vcpu.hw.regs.gpr[3] = 0xFEE0_0080;
+    vcpu.hw.regs.ds.limit = u32::MAX;
+    handle(&mut vcpu, Exit::NestedFault { gpa: Gpa(0xFEE0_0080), direction: Direction::Write });
+    assert_eq!((vcpu.hw.rip(), vcpu.hw.event), (CODE + 4, trap));
+}
+
 #[test]
 fn an_application_processor_starts_by_init_and_sipi() {
     let mut vcpus = started(2, &[0x90]);

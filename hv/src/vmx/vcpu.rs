@@ -7,7 +7,7 @@ mod state;
 use core::fmt;
 
 use hv_defs::Nanos;
-use hv_defs::regs::{Cr0, Cr4, Efer, Rflags};
+use hv_defs::regs::{self, Cr0, Cr4, Efer, Rflags};
 use hv_defs::vmx::{
     EPTP_WB_4_LEVELS, Field, Segment, SegmentFields, entry_control, event, exit as reason, field, interruptibility,
     primary, rights, secondary,
@@ -65,7 +65,6 @@ const CR4_OFFERED: u64 = Cr4::all().bits() & !(Cr4::VMXE.bits() | Cr4::LA57.bits
 /// CR4 bits that stay as Prism needs them: VMX operation, and machine checks that exit instead of ending everything.
 const CR4_FORCED: u64 = Cr4::VMXE.bits() | Cr4::MCE.bits();
 const CR4_OWNED: u64 = !CR4_OFFERED | CR4_FORCED;
-const PENDING_SINGLE_STEP: u64 = 1 << 14;
 
 impl VirtualCpu for VmxVcpu {
     type Extension = Vmx;
@@ -177,10 +176,16 @@ impl VirtualCpu for VmxVcpu {
         let wraps = next > u64::from(u32::MAX) && self.registers().bitness != Bitness::Bits64;
         self.vmcs.write(field::GUEST_RIP, if wraps { next & 0xFFFF_FFFF } else { next });
         self.end_shadow();
-        if self.vmcs.read(field::GUEST_RFLAGS) & Rflags::TF.bits() != 0 {
-            // The trap that follows every instruction of a guest that single-steps.
-            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
-            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | PENDING_SINGLE_STEP);
+        self.trap();
+    }
+
+    fn trap(&mut self) {
+        if self.vmcs.read(field::GUEST_RFLAGS) & Rflags::TF.bits() != 0 && !self.event_queued() {
+            // What a shadow held back comes with it.
+            let held = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS) & 0xF;
+            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
+            switched::set_dr6(switched::dr6() | regs::DR6_BS | held);
+            self.inject(Event::Exception { vector: regs::vector::DB, error_code: None });
         }
     }
 
@@ -276,12 +281,15 @@ impl VirtualCpu for VmxVcpu {
         !self.event_queued()
             && self.vmcs.read(field::GUEST_RFLAGS) & Rflags::IF.bits() != 0
             && self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE) & blocked == 0
+            && self.owes_no_trap()
     }
 
     fn nmi_allowed(&self) -> bool {
         // STI blocks NMIs on some CPUs (27.3.1.5).
         let blocked = interruptibility::STI | interruptibility::MOV_SS | interruptibility::NMI;
-        !self.event_queued() && self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE) & blocked == 0
+        !self.event_queued()
+            && self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE) & blocked == 0
+            && self.owes_no_trap()
     }
 
     fn event_queued(&self) -> bool {
@@ -292,7 +300,7 @@ impl VirtualCpu for VmxVcpu {
         let kind = |kind: u32| event::VALID | kind << event::TYPE_SHIFT;
         self.queued = Some(match what {
             Event::Interrupt(vector) => (kind(event::EXTERNAL_INTERRUPT) | u32::from(vector), 0),
-            Event::Nmi => (kind(event::NMI) | u32::from(hv_defs::regs::vector::NMI), 0),
+            Event::Nmi => (kind(event::NMI) | u32::from(regs::vector::NMI), 0),
             Event::Exception { vector, error_code } => {
                 // In real mode nothing pushes an error code, and an entry with one is refused.
                 let protected = self.vmcs.read(field::GUEST_CR0) & Cr0::PE.bits() != 0;
@@ -451,6 +459,12 @@ impl VmxVcpu {
         if state & shadow != 0 {
             self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state & !shadow);
         }
+    }
+
+    /// Whether the instruction before the exit left no debug trap behind: it comes before NMIs and interrupts, and an entry
+    /// that injects one of those would lose it (27.7.3).
+    fn owes_no_trap(&self) -> bool {
+        self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS) == 0
     }
 
     /// A control register as the guest sees it.

@@ -120,3 +120,46 @@ fn an_nmi_blocks_the_next_until_after_iret() {
     assert!(!vcpu.nmi_allowed(), "IRET has not run yet");
     assert_eq!(vcpu.block.control.intercept_misc1 & misc1::IRET, 0);
 }
+
+/// One that is about to return from an NMI.
+fn returning() -> SvmVcpu {
+    let mut vcpu = vcpu();
+    vcpu.nmi = NmiState::Returning;
+    vcpu
+}
+
+#[test]
+fn the_trap_after_iret_opens_the_window_for_nmis() {
+    let mut vcpu = returning();
+    let before = vcpu.begin_step();
+    assert_eq!((vcpu.block.save.rflags, vcpu.block.control.intercept_exceptions), (0x102, u32::MAX));
+    // IRET takes the flags from the stack.
+    vcpu.block.save.rflags = 2;
+    vcpu.block.save.dr6 |= regs::DR6_BS;
+    vcpu.block.control.exit_code = exit::EXCEPTION_0 + 1;
+    assert!(vcpu.end_step(before) && vcpu.nmi_allowed());
+    assert_eq!((vcpu.block.save.dr6, vcpu.block.control.intercept_exceptions), (regs::DR6_RESET, WATCHED));
+
+    let mut stepping = returning();
+    stepping.block.save.rflags |= Rflags::TF.bits();
+    let before = stepping.begin_step();
+    stepping.block.control.exit_code = exit::EXCEPTION_0 + 1;
+    assert!(!stepping.end_step(before) && stepping.nmi_allowed(), "the guest's own trap is passed on");
+}
+
+#[test]
+fn an_iret_that_did_not_run_is_stepped_again_or_gives_way() {
+    let mut vcpu = returning();
+    let before = vcpu.begin_step();
+    vcpu.block.control.exit_code = exit::INTR;
+    assert!(!vcpu.end_step(before) && vcpu.nmi == NmiState::Returning);
+    assert_eq!(vcpu.block.save.rflags, 2);
+    let before = vcpu.begin_step();
+    let control = &mut vcpu.block.control;
+    (control.exit_code, control.exit_info1, control.exit_info2) = (exit::EXCEPTION_0 + 14, 2, 0x1234_5000);
+    assert!(!vcpu.end_step(before));
+    assert_eq!(vcpu.decode(), Exit::Exception { vector: 14, error_code: Some(2) });
+    assert_eq!(vcpu.block.save.cr2, 0x1234_5000);
+    vcpu.inject(Event::Exception { vector: 14, error_code: Some(2) });
+    assert_eq!(vcpu.nmi, NmiState::Blocked, "until the handler's IRET");
+}

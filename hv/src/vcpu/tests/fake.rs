@@ -72,6 +72,12 @@ impl VirtualCpu for FakeCpu {
     fn skip(&mut self, length: u8) {
         self.regs.rip += u64::from(length);
         self.shadow = false;
+        self.trap();
+    }
+    fn trap(&mut self) {
+        if self.regs.rflags & 0x100 != 0 && self.event.is_none() {
+            self.event = Some(Event::Exception { vector: 1, error_code: None });
+        }
     }
     fn instruction_length(&self) -> Option<u8> {
         None

@@ -46,7 +46,7 @@ fn start_up_ipi_sets_the_code_segment() {
     let regs = vcpu.registers();
     assert_eq!((regs.cs.base, regs.rip, regs.bitness), (0x9A000, 0, Bitness::Bits16));
     assert_eq!(vcpu.vmcs.read(field::GUEST_CS_SELECTOR), 0x9A00);
-    assert_eq!((vcpu.efer(), regs.cr0, regs.cr4), (0, hv_defs::regs::CR0_RESET, 0), "as the guest sees them");
+    assert_eq!((vcpu.efer(), regs.cr0, regs.cr4), (0, regs::CR0_RESET, 0), "as the guest sees them");
     assert_eq!(vcpu.vmcs.read(field::GUEST_CR0) & CR0_OWNED, Cr0::NE.bits());
     assert_eq!(vcpu.vmcs.read(field::GUEST_CR4), CR4_FORCED);
     assert!(!vcpu.interruptible());
