@@ -32,6 +32,7 @@ pub mod rtc;
 mod run;
 pub mod selftest;
 pub mod smp;
+mod speculation;
 pub mod start;
 pub mod stats;
 mod svm;

@@ -8,9 +8,11 @@ use crate::console::{self, Event};
 use crate::irq::{self, Pending};
 use crate::machine::{self, Machine};
 use crate::percpu::{self, CpuId};
+use crate::speculation::{self, Barriers};
+use crate::stats::Reason;
 use crate::vcpu::{Followed, Vcpu};
 use crate::vendor::{Exit, Extension, VirtualCpu};
-use crate::vm::Vm;
+use crate::vm::{Vm, VmId};
 use crate::{apic, cpus, exits, fpu, monitor, power, say, time};
 
 /// How long a virtual CPU runs while another waits for the same physical CPU.
@@ -54,6 +56,11 @@ struct Runner<E: Extension> {
     armed: Option<Nanos>,
     service_deadline: Option<Nanos>,
     slice_end: Nanos,
+    barriers: Barriers,
+    /// The VM that this CPU ran last.
+    owner: Option<VmId>,
+    /// Since the last entry this CPU touched what may be another VM's.
+    touched: bool,
 }
 
 /// Whether the CPU goes on with the same virtual CPU.
@@ -83,6 +90,9 @@ impl<E: Extension> Runner<E> {
             armed: None,
             service_deadline: None,
             slice_end: Nanos(0),
+            barriers: Barriers::enable(),
+            owner: None,
+            touched: true,
         })
     }
 
@@ -134,6 +144,10 @@ impl<E: Extension> Runner<E> {
         }
         if let Some(new) = self.vcpus.get(index) {
             new.guest.load();
+            if self.owner.replace(new.vm.id()) != Some(new.vm.id()) {
+                self.barriers.on_switch(speculation::command);
+                self.touched = true;
+            }
         }
         self.loaded = Some(index);
     }
@@ -168,6 +182,9 @@ impl<E: Extension> Runner<E> {
             self.serve(irq::take());
             return Turn::Again;
         }
+        if core::mem::take(&mut self.touched) {
+            self.barriers.scrub(speculation::command);
+        }
         let before = time::tsc();
         let exit = vcpu.hw.run(&mut self.extension);
         cpus::returned();
@@ -175,6 +192,8 @@ impl<E: Extension> Runner<E> {
         vcpu.vm.stats().ran(after.wrapping_sub(before));
         vcpu.trace.push(after, vcpu.hw.rip(), exit);
         let reason = exits::handle(vcpu, exit);
+        // The mediator works for all.
+        self.touched |= reason == Reason::MmioBar;
         let pending = if exit == Exit::HostInterrupt { irq::poll() } else { irq::take() };
         let vm = vcpu.vm;
         self.serve(pending);
@@ -246,13 +265,14 @@ impl<E: Extension> Runner<E> {
             let due = self.service_deadline.is_some_and(|deadline| deadline <= now);
             if asked || due || interrupted {
                 self.service_deadline = service.poll(now);
+                self.touched = true;
             }
         }
         let machine = self.machine;
         if pending.intersects(Pending::CONSOLE | Pending::TIMER | Pending::KICK) {
             console::poll(now, &mut |event| match event {
                 Event::Input { vm, byte } => {
-                    if let Some(vm) = machine::vm(crate::vm::VmId(vm)) {
+                    if let Some(vm) = machine::vm(VmId(vm)) {
                         vm.console_input(byte);
                     }
                 }

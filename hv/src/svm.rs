@@ -12,6 +12,7 @@ use hv_defs::{Frame, Hpa, msr, svm as defs};
 
 use crate::frame::{self, OwnerId};
 use crate::nested::{Nested, NestedMap, Pool};
+use crate::speculation::Barriers;
 use crate::vendor::{Extension, Missing};
 use crate::x86;
 
@@ -23,6 +24,7 @@ pub struct Svm {
     host: Frame,
     /// The host state-save area; kept for the life of the CPU.
     _save_area: Frame,
+    barriers: Barriers,
 }
 
 /// Whether CPUID shows AMD-V.
@@ -64,7 +66,7 @@ impl Extension for Svm {
             x86::write_msr(msr::VM_HSAVE_PA, save_area.hpa().0);
             entry::save_host(host.hpa());
         }
-        Ok(Self { host, _save_area: save_area })
+        Ok(Self { host, _save_area: save_area, barriers: Barriers::enable() })
     }
 
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>> {

@@ -20,6 +20,7 @@ use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
 use crate::frame::{self, OwnerId};
 use crate::nested::{Nested, NestedMap, Pool};
 use crate::phys::Window;
+use crate::speculation::Barriers;
 use crate::vendor::{Extension, Missing};
 use crate::x86;
 
@@ -31,6 +32,7 @@ pub use self::vcpu::VmxVcpu;
 /// VT-x on one CPU.
 pub struct Vmx {
     capabilities: Capabilities,
+    barriers: Barriers,
     /// Tag of the virtual CPU whose switched registers are in the CPU; 0 for none.
     loaded: u16,
     /// The switched registers of the others, by tag.
@@ -73,7 +75,7 @@ impl Extension for Vmx {
         }
         // Nobody knows what was cached under our pointers and identifiers before this VMXON.
         capabilities.flush_everything();
-        Ok(Self { capabilities, loaded: 0, parked: Vec::new() })
+        Ok(Self { capabilities, barriers: Barriers::enable(), loaded: 0, parked: Vec::new() })
     }
 
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>> {

@@ -4,6 +4,7 @@ use core::arch::{asm, naked_asm};
 
 use hv_defs::{Hpa, msr, svm::VM_CR_SVMDIS};
 
+use crate::speculation::fill_return_predictor;
 use crate::x86;
 
 /// Guest registers that the control block does not hold, by hardware number. The places of RAX and RSP are unused.
@@ -89,6 +90,16 @@ pub(super) unsafe extern "sysv64" fn enter(guest: u64, gprs: *mut Gprs, host: u6
         "cli",
         "stgi",
         "cld",
+        fill_return_predictor!(),
+        // Nothing of the guest's stays in a register that code mispredicted from here on might use.
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "xor esi, esi",
+        "xor edi, edi",
+        "xor r8d, r8d",
+        "xor r9d, r9d",
+        "xor r10d, r10d",
+        "xor r11d, r11d",
         "pop r15",
         "pop r14",
         "pop r13",

@@ -15,7 +15,7 @@ use super::permissions;
 use crate::frame::{self, OwnerId};
 use crate::load::linux::Entry;
 use crate::vendor::{Direction, Event, Exit, Setup, Start, VirtualCpu, Window};
-use crate::{apic, percpu, phys, x86};
+use crate::{apic, percpu, phys, speculation, x86};
 
 /// Exceptions that exit: #DB and #AC, as a guest can make their delivery loop for ever, and #MC.
 const WATCHED: u32 = 1 << regs::vector::DB | 1 << regs::vector::AC | 1 << regs::vector::MC;
@@ -119,10 +119,12 @@ impl VirtualCpu for SvmVcpu {
             self.flush_tlb();
         }
         let before = (self.nmi == NmiState::Returning).then(|| self.begin_step());
+        svm.barriers.on_entry(speculation::command);
         // SAFETY: 1. `svm` exists: SVM is on and the save area set on this CPU. 2. The block was built by `new`, whose
         // nested tables map only what the VM owns; `&mut self` says that no other CPU uses it. 3. `svm.host` is filled.
         // 4. Root mode runs with interrupts off (see `irq`).
         unsafe { entry::enter(self.block.frame.hpa().0, &raw mut self.gprs, svm.host().0) };
+        svm.barriers.on_exit(speculation::command);
         self.block.control.tlb_control = 0;
         self.requeue();
         match before {

@@ -4,6 +4,8 @@ use core::arch::naked_asm;
 
 use hv_defs::vmx::field;
 
+use crate::speculation::fill_return_predictor;
+
 /// Guest registers that the control structure does not hold, by hardware number. The place of RSP is unused.
 #[derive(Clone, Copy, Default, Debug)]
 #[repr(C)]
@@ -84,6 +86,7 @@ unsafe extern "sysv64" fn exited() {
         "mov [rdi + 8*15], r15",
         "pop rax",
         "mov [rdi + 8*7], rax",
+        fill_return_predictor!(),
         // Nothing of the guest's stays in a register that code mispredicted from here on might use.
         "xor eax, eax",
         "xor ecx, ecx",

@@ -21,8 +21,8 @@ use super::entry::{self, Gprs};
 use super::vmcs::Vmcs;
 use super::{host, instructions as vmx, switched};
 use crate::load::linux::Entry;
-use crate::time;
 use crate::vendor::{Event, Exit, Setup, Start, VirtualCpu, Window};
+use crate::{speculation, time};
 
 /// A virtual CPU on VT-x.
 pub struct VmxVcpu {
@@ -121,10 +121,12 @@ impl VirtualCpu for VmxVcpu {
         self.queue();
         self.vmcs.make_current();
         let gprs = &raw mut self.gprs;
+        extension.barriers.on_entry(speculation::command);
         // SAFETY: 1. `extension` exists: VMXON has been done on this CPU; root mode runs with interrupts off (see `irq`).
         // 2. The structure was built by `new` on this CPU, with nested tables that map only what the VM owns;
         // `host::describe_to` wrote the host state. 3. `launched` is set by the first entry that was not refused.
         let refused = unsafe { entry::enter(gprs, u64::from(self.launched)) } != 0;
+        extension.barriers.on_exit(speculation::command);
         if refused || self.vmcs.refused().is_some() {
             self.reason = u32::MAX;
             return Exit::EntryFailed(self.vmcs.read(field::INSTRUCTION_ERROR));
