@@ -52,10 +52,7 @@ impl Extension for Vmx {
         if !is_there() {
             return Err(Missing("this CPU has no VT-x"));
         }
-        let feature_control = vmx::read_capability(msr::IA32_FEATURE_CONTROL);
-        if feature_control & defs::FEATURE_CONTROL_LOCK != 0 && feature_control & defs::FEATURE_CONTROL_VMXON == 0 {
-            return Err(Missing("VT-x is locked off by the firmware; switch virtualization on in its setup"));
-        }
+        allowing_vmxon(vmx::read_capability(msr::IA32_FEATURE_CONTROL))?;
         Capabilities::of_this_cpu().map(|_| ())
     }
 
@@ -66,7 +63,7 @@ impl Extension for Vmx {
         // SAFETY: 1. The frame was just allocated and nobody else refers to it. It is never freed.
         let window = unsafe { Window::new(region.hpa(), PAGE_SIZE) };
         let _ = window.write_u32(0, capabilities.revision);
-        allow_vmxon();
+        allow_vmxon()?;
         set_fixed_bits()?;
         // SAFETY: 1. `probe` found VT-x, allowed by the firmware or, just now, by us. 2. CR0 and CR4 have the fixed bits.
         // 3. The region is a zeroed frame of our own with the CPU's revision.
@@ -105,14 +102,24 @@ impl Vmx {
     }
 }
 
-/// Some firmware leaves the choice open.
-fn allow_vmxon() {
-    let value = vmx::read_capability(msr::IA32_FEATURE_CONTROL);
-    if value & defs::FEATURE_CONTROL_LOCK == 0 {
-        let allowed = value | defs::FEATURE_CONTROL_LOCK | defs::FEATURE_CONTROL_VMXON;
-        // SAFETY: 1. The register exists where VT-x does, and is not locked. 2. It governs VMXON only.
-        unsafe { x86::write_msr(msr::IA32_FEATURE_CONTROL, allowed) };
+/// What IA32_FEATURE_CONTROL must hold for VMXON outside SMX. Firmware that leaves it unlocked leaves the choice open.
+fn allowing_vmxon(found: u64) -> Result<u64, Missing> {
+    let (lock, vmxon) = (defs::FEATURE_CONTROL_LOCK, defs::FEATURE_CONTROL_VMXON);
+    match (found & lock != 0, found & vmxon != 0) {
+        (true, false) => Err(Missing("VT-x is locked off by the firmware; switch virtualization on in its setup")),
+        (true, true) => Ok(found),
+        (false, _) => Ok(found | lock | vmxon),
     }
+}
+
+fn allow_vmxon() -> Result<(), Missing> {
+    let found = vmx::read_capability(msr::IA32_FEATURE_CONTROL);
+    let allowing = allowing_vmxon(found)?;
+    if allowing != found {
+        // SAFETY: 1. The register exists where VT-x does, and is not locked. 2. It governs VMXON only.
+        unsafe { x86::write_msr(msr::IA32_FEATURE_CONTROL, allowing) };
+    }
+    Ok(())
 }
 
 /// VMXON wants some bits of CR0 and CR4 to be set.
@@ -131,4 +138,18 @@ fn set_fixed_bits() -> Result<(), Missing> {
         Cr4::write_raw(cr4);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bit 0 locks; bit 1 is VMXON inside SMX, which Prism is not in; bit 2 outside.
+    #[test]
+    fn firmware_may_have_locked_it_off() {
+        for off in [1, 3] {
+            assert!(allowing_vmxon(off).unwrap_err().0.contains("locked off by the firmware"));
+        }
+        assert_eq!([0, 2, 4, 5, 7].map(|found| allowing_vmxon(found).unwrap()), [5, 7, 5, 5, 7]);
+    }
 }
