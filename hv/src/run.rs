@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use hv_defs::Nanos;
+use spin::Once;
 
 use crate::console::{self, Event};
 use crate::irq::{self, Pending};
@@ -17,6 +18,9 @@ use crate::{apic, cpus, exits, fpu, monitor, power, say, time};
 
 /// How long a virtual CPU runs while another waits for the same physical CPU.
 const SLICE: u64 = 5_000_000;
+
+/// The line that says how long Prism itself took to start.
+static FIRST_ENTRY: Once<()> = Once::new();
 
 /// Where every CPU starts once the machine is built.
 pub(crate) fn enter<E: Extension>() -> ! {
@@ -185,6 +189,7 @@ impl<E: Extension> Runner<E> {
         if core::mem::take(&mut self.touched) {
             self.barriers.scrub(speculation::command);
         }
+        FIRST_ENTRY.call_once(|| say!("first guest instruction after {} us", time::now().0 / 1000));
         let before = time::tsc();
         let exit = vcpu.hw.run(&mut self.extension);
         cpus::returned();

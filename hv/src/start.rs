@@ -70,6 +70,7 @@ pub fn platform() -> Option<&'static Platform> {
 /// # Errors
 /// `Error` when Prism cannot run here.
 pub fn boot(entry: BootEntry, image: &Image) -> Result<&'static Platform, Error> {
+    let begun = time::tsc();
     console::init();
     tables::load_early_idt();
     cpu::check()?;
@@ -88,7 +89,7 @@ pub fn boot(entry: BootEntry, image: &Image) -> Result<&'static Platform, Error>
     apic::init_cpu().map_err(short)?;
     init_boot_cpu().map_err(short)?;
     let rates = time::measure(acpi.pm_timer).ok_or(Error::NoTimer)?;
-    time::start(rates.tsc_hz);
+    time::start(rates.tsc_hz, begun);
     apic::set_timer_rate(rates.apic_hz);
     apic::start_timer();
     apic::route_isa(&acpi, console::ISA_IRQ, irq::vector::CONSOLE, CpuId(0)).map_err(short)?;

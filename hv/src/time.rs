@@ -74,10 +74,10 @@ pub(crate) fn factor(from: u64, to: u64) -> u64 {
     u64::try_from((u128::from(to) << 32) / u128::from(from.max(1))).unwrap_or(u64::MAX)
 }
 
-/// Time starts now, at this rate.
-pub(crate) fn start(tsc_hz: u64) {
+/// Time started when the TSC was `base`, and goes at this rate.
+pub(crate) fn start(tsc_hz: u64, base: u64) {
     const SECOND: u64 = 1_000_000_000;
-    TSC_BASE.store(tsc(), Ordering::Relaxed);
+    TSC_BASE.store(base, Ordering::Relaxed);
     TSC_HZ.store(tsc_hz, Ordering::Relaxed);
     NANOS_PER_TICK.store(factor(tsc_hz, SECOND), Ordering::Relaxed);
     TICKS_PER_NANO.store(factor(SECOND, tsc_hz), Ordering::Relaxed);
