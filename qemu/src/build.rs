@@ -39,15 +39,10 @@ impl Variant {
 
 /// Builds the hypervisor image; gives the path of the ELF file.
 pub fn image(variant: Variant) -> Result<PathBuf> {
-    let (mut command, dir, how) = if bare_target_installed() {
-        (cargo(), target_dir(), "installed target")
-    } else {
-        let (command, dir) = with_own_core()?;
-        (command, dir, "core built from the distribution's rust-src")
-    };
-    command.args(["build", "--package", "boot", "--release", "--target", BARE]);
+    let core = Core::find()?;
+    let (mut command, dir) = (core.build(), target_dir().join(core.folder()));
     command.args(variant.features());
-    eprintln!("building the hypervisor image ({how}) ...");
+    eprintln!("building the hypervisor image ({}) ...", core.name());
     // Cargo gives all variants one name: the lock is held until this one's file is safe under its own.
     let _lock = Lock::take_in(&dir, "image.lock")?;
     run(command.arg("--target-dir").arg(&dir), "the hypervisor image")?;
@@ -135,27 +130,59 @@ fn run(command: &mut Command, what: &str) -> Result<()> {
     }
 }
 
-/// Whether the toolchain really has `core` for the bare target: rustc prints a folder in any case.
-fn bare_target_installed() -> bool {
-    let Ok(out) = rustc().args(["--print", "target-libdir", "--target", BARE]).output() else {
-        return false;
-    };
-    let dir = String::from_utf8_lossy(&out.stdout);
-    let Ok(files) = fs::read_dir(Path::new(dir.trim())) else {
-        return false;
-    };
-    files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+/// Where the image's `core` and `alloc` come from.
+#[derive(Debug, PartialEq, Eq)]
+enum Core {
+    /// The toolchain has them for the bare target.
+    Installed,
+    /// They are built too, from this folder of sources outside the toolchain.
+    Source(PathBuf),
 }
 
-/// A cargo that builds the standard library's crates too, from sources outside the toolchain.
-fn with_own_core() -> Result<(Command, PathBuf)> {
-    let library = provision::rust_source(&rust_version()?)?;
-    let mut command = cargo();
-    command
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("__CARGO_TESTS_ONLY_SRC_ROOT", library)
-        .args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
-    Ok((command, target_dir().join("own-core")))
+impl Core {
+    fn find() -> Result<Self> {
+        let out = rustc().args(["--print", "target-libdir", "--target", BARE]).output();
+        let folder = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_string()).unwrap_or_default();
+        if has_core(Path::new(&folder)) {
+            return Ok(Self::Installed);
+        }
+        provision::rust_source(&rust_version()?).map(Self::Source)
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Installed => "installed target",
+            Self::Source(_) => "core built from the distribution's rust-src",
+        }
+    }
+
+    /// Under the folder of builds: the same crates made against another `core` do not mix.
+    fn folder(&self) -> &'static str {
+        match self {
+            Self::Installed => "",
+            Self::Source(_) => "own-core",
+        }
+    }
+
+    /// The command that builds the image.
+    fn build(&self) -> Command {
+        let mut command = cargo();
+        if let Self::Source(library) = self {
+            command
+                .env("RUSTC_BOOTSTRAP", "1")
+                .env("__CARGO_TESTS_ONLY_SRC_ROOT", library)
+                .args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
+        }
+        command.args(["build", "--package", "boot", "--release", "--target", BARE]);
+        command
+    }
+}
+
+/// Whether a target's library folder really has `core`: rustc names a folder in any case.
+fn has_core(folder: &Path) -> bool {
+    let is_core = |name: &str| name.starts_with("libcore-") && name.ends_with(".rlib");
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.into_iter().any(|file| is_core(&file.file_name().to_string_lossy()))
 }
 
 /// The version of the compiler in use.
@@ -169,4 +196,41 @@ fn rustc() -> Command {
     let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     command.current_dir(paths::workspace());
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_the_target_is_no_target_yet() {
+        let dir = std::env::temp_dir().join(format!("prism-core-{}", std::process::id()));
+        assert!(!has_core(&dir));
+        assert!(!has_core(Path::new("")));
+        fs::create_dir_all(&dir).unwrap();
+        for other in ["libcore-17.rmeta", "liballoc-17.rlib", "core-17.rlib"] {
+            fs::write(dir.join(other), "").unwrap();
+            assert!(!has_core(&dir), "{other}");
+        }
+        fs::write(dir.join("libcore-17.rlib"), "").unwrap();
+        assert!(has_core(&dir));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn only_a_core_from_source_takes_the_unstable_way() {
+        let words = |core: &Core| {
+            let command = core.build();
+            let environment = command.get_envs().filter(|(_, value)| value.is_some());
+            let environment: Vec<_> = environment.map(|(name, _)| name.to_string_lossy().into_owned()).collect();
+            let arguments = command.get_args().map(|word| word.to_string_lossy().into_owned());
+            (arguments.collect::<Vec<_>>().join(" "), environment)
+        };
+        let plain = "build --package boot --release --target x86_64-unknown-none";
+        assert_eq!(words(&Core::Installed), (plain.into(), vec![]));
+        let (arguments, environment) = words(&Core::Source("/src/library".into()));
+        assert!(arguments.starts_with("-Zbuild-std=core,alloc,compiler_builtins ") && arguments.ends_with(plain));
+        assert_eq!(environment, ["RUSTC_BOOTSTRAP", "__CARGO_TESTS_ONLY_SRC_ROOT"]);
+        assert_ne!(Core::Installed.folder(), Core::Source("/src/library".into()).folder());
+    }
 }
