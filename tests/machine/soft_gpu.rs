@@ -1,5 +1,7 @@
 //! The software GPU linked into the image, on machines that have no GPU: QEMU without the device, and Bochs.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use qemu::build;
@@ -29,8 +31,11 @@ fn guest(name: &'static str, script: &str) -> Guest {
     Guest::new(name, KernelKind::V6_1, script).memory_mib(320)
 }
 
+/// What Prism says when the image's own GPU is shared.
+const OWN: &str = "software GPU that is linked";
+
 fn uses_own(console: &Console) -> bool {
-    console.prism.iter().any(|line| line.contains("software GPU that is linked"))
+    console.prism.iter().any(|line| line.contains(OWN))
 }
 
 /// All ended well, and the GPU met nothing that it does not know.
@@ -54,6 +59,12 @@ fn probe(machine: Machine, guest: Guest) -> Outcome {
     let outcome = run(machine, &[guest], &["alpha"], LIMIT);
     prism::detected(&outcome, "alpha");
     outcome
+}
+
+#[test]
+fn the_product_carries_none_of_it() {
+    let has_it = |image: &Path| fs::read(image).unwrap().windows(OWN.len()).any(|text| text == OWN.as_bytes());
+    assert!(has_it(tests::soft_gpu_image()) && !has_it(tests::image()));
 }
 
 /// The image's own GPU is for machines without one. (The guest crashes at once: it is not what this is about.)
