@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use super::command;
 use crate::error::{Context, Error, Result};
 
 /// The emulator's monitor, in the run's folder.
@@ -39,7 +40,7 @@ pub fn examine(dir: &Path, emulator: &Child, gpu: Option<&Child>) -> String {
     if dir.join(MONITOR).exists() {
         text.push_str(&ask_emulator(dir).unwrap_or_else(|error| format!("{error}\n")));
     }
-    text.push_str(&tail(dir, "emulator.log"));
+    text.push_str(&tail(dir, command::EMULATOR_LOG));
     text
 }
 

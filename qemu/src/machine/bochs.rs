@@ -50,6 +50,8 @@ impl Wires {
         loop {
             if let Ok((line, _)) = self.serial.accept() {
                 line.set_nonblocking(false).context(|| "cannot use the serial line".into())?;
+                let said = dir.join(command::EMULATOR_LOG);
+                std::thread::spawn(move || drain_screen(&said));
                 return Ok(line);
             }
             if !matches!(bochs.try_wait(), Ok(None)) || Instant::now() > deadline {
@@ -78,6 +80,26 @@ pub fn prepare(machine: &Machine, dir: &Path) -> Result<(Command, Wires)> {
     }
     tied.stdin(wires.screen.end()?).stdout(wires.screen.end()?);
     Ok((tied, wires))
+}
+
+/// With a debugger in it, Bochs draws its screen on a second terminal, whose name it says, and waits for good once some
+/// 20 KB of that have not been read.
+fn drain_screen(said: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let text = fs::read_to_string(said).unwrap_or_default();
+        if let Some(name) = screen_name(&text) {
+            let screen = rustix::fs::open(name, OFlags::RDONLY | OFlags::NOCTTY, Mode::empty());
+            // Until Bochs ends.
+            let _ = screen.map(|screen| std::io::copy(&mut fs::File::from(screen), &mut std::io::sink()));
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn screen_name(said: &str) -> Option<&str> {
+    said.split_once("connected to screen \"")?.1.split_once('"').map(|(name, _)| name)
 }
 
 /// The pair of a terminal that nobody looks at.
@@ -174,6 +196,12 @@ pub fn is_lost(dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_screen_is_found_once_it_is_said() {
+        assert_eq!(screen_name("...\nBochs connected to screen \"/dev/pts/7\"\n"), Some("/dev/pts/7"));
+        assert_eq!(screen_name("...\nBochs connected to screen \"/dev/p"), None);
+    }
 
     #[test]
     fn the_end_is_told_by_text_and_log() {

@@ -8,6 +8,7 @@ use crate::provision::Qemu;
 
 /// Names in a run's folder, which is the processes' working directory: socket paths stay short.
 pub const SOCKET: &str = "gpu.sock";
+pub const EMULATOR_LOG: &str = "emulator.log";
 pub const MODULE: &str = "module.cpio";
 pub const DISKS: [&str; 2] = ["boot.img", "files.img"];
 

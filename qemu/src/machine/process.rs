@@ -111,7 +111,7 @@ impl Running {
                 (emulator, None)
             }
         };
-        emulator.stderr(log(&dir, "emulator.log")?);
+        emulator.stderr(log(&dir, command::EMULATOR_LOG)?);
         write(&dir.join("command"), format!("{emulator:?}\n"))?;
         let mut emulator = spawn(emulator, core)?;
         let (input, output) = match &wires {
