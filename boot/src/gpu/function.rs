@@ -1,6 +1,6 @@
 //! A vGPU as a PCI function of its VM.
 
-use gvt::{ApertureAccess, ApertureSlice, ResetKind, VgpuId};
+use gvt::{ApertureAccess, ApertureSlice, Progress, ResetKind, VgpuId};
 use hv::vm::{Vm, VmId};
 use hv_defs::paging::Access;
 use hv_defs::{Hpa, Nanos, Width};
@@ -112,7 +112,16 @@ impl PciFunction for VgpuFunction {
     fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, _: Nanos) {
         match (bar, u32::try_from(offset)) {
             (GTTMMADR, Ok(offset)) => {
-                with(|gvt, host| gvt.mmio_write(host, self.vgpu, offset, width.bytes(), value, now()));
+                let step = || {
+                    with(|gvt, host| {
+                        let progress = gvt.follow_tables(host, self.vgpu, offset);
+                        if progress == Progress::Done {
+                            gvt.mmio_write(host, self.vgpu, offset, width.bytes(), value, now());
+                        }
+                        progress
+                    })
+                };
+                while step() == Some(Progress::More) {}
             }
             (GMADR, _) if self.is_in_slice(offset, width) => {
                 with(|_, host| host.aperture_write(offset, width, value));

@@ -112,14 +112,16 @@ impl Ggtt {
         true
     }
 
-    /// Brings the physical table up to date with the pages marked, and flushes if an entry changed.
-    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized)) -> Work {
+    /// Brings the physical table up to date with at most `limit` of the pages marked, and flushes if an entry changed.
+    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), limit: u32) -> Work {
         let mut work = Work::default();
         if self.dirty.is_empty() {
             return work;
         }
         self.now = self.now.wrapping_add(1);
-        while let Some(slot) = self.dirty.pop() {
+        while work.tables < limit
+            && let Some(slot) = self.dirty.pop()
+        {
             if let Some(flag) = self.is_dirty.get_mut(slot as usize) {
                 *flag = false;
             }
@@ -130,6 +132,11 @@ impl Ggtt {
             hw.write(reg::GFX_FLSH_CNTL, 1);
         }
         work
+    }
+
+    /// Pages marked that wait for `sync`.
+    pub fn waiting(&self) -> usize {
+        self.dirty.len()
     }
 
     /// A trapped load of `bytes` bytes (at most 8) at `offset` of the GGTT half: 0 outside the copies.

@@ -77,6 +77,26 @@ impl Gtt {
     /// A sync point: harvests, compares what was written, mends the physical tables. `other` gets each frame that is
     /// watched but holds no page table.
     pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), other: &mut dyn FnMut(Gfn)) -> Synced {
+        self.harvest(host, other);
+        let global = self.ggtt.sync(host, hw, u32::MAX);
+        let process = self.ppgtt.sync(host);
+        Synced {
+            ggtt_tables: global.tables,
+            ggtt_entries: global.entries,
+            ppgtt_tables: process.tables,
+            ppgtt_entries: process.entries,
+            flush: self.ppgtt.needs_flush(),
+        }
+    }
+
+    /// A part of a sync: at most `limit` pages of the global table. Gives the entries written and the pages left.
+    pub fn sync_part(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), limit: u32) -> (u32, usize) {
+        self.harvest(host, &mut |_| {});
+        let work = self.ggtt.sync(host, hw, limit);
+        (work.entries, self.ggtt.waiting())
+    }
+
+    fn harvest(&mut self, host: &mut dyn Host, other: &mut dyn FnMut(Gfn)) {
         let (ggtt, ppgtt) = (&mut self.ggtt, &mut self.ppgtt);
         host.harvest(self.vm, &mut |dirty| match dirty {
             Dirty::Register(page) => {
@@ -88,15 +108,6 @@ impl Gtt {
                 }
             }
         });
-        let global = ggtt.sync(host, hw);
-        let process = ppgtt.sync(host);
-        Synced {
-            ggtt_tables: global.tables,
-            ggtt_entries: global.entries,
-            ppgtt_tables: process.tables,
-            ppgtt_entries: process.entries,
-            flush: ppgtt.needs_flush(),
-        }
     }
 
     /// A trapped load in the GGTT half of BAR0; `offset` is in BAR0.

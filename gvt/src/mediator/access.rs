@@ -5,8 +5,21 @@ use crate::host::Host;
 use crate::hw::Hw;
 use crate::stats::Access;
 use crate::trace::Note;
-use crate::vgpu::registers::{Policy, RegisterFile, policy};
-use gvt_defs::{Nanos, masked, reg};
+use crate::vgpu::registers::{Handler, Policy, RegisterFile, policy};
+use gvt_defs::{Engine, Nanos, masked, reg};
+
+/// Whether more is to be done.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// All is done.
+    Done,
+    /// The call is to be made again.
+    More,
+}
+
+/// Pages of the global page table that are followed at a time: as many as take about a millisecond.
+const TABLES: u32 = 16;
 
 /// One dword's share of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +72,28 @@ impl<W: Hw> Gvt<W> {
         self.trace.push(now, Some(index), Note::Read(offset, value as u32));
         self.finish(host, now);
         value
+    }
+
+    /// What must come before a guest's store to `offset`: where that is a sync point, its global page table is followed, a
+    /// bounded part of it in each call. The caller lets others in between, and stores when this is done.
+    pub fn follow_tables(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32) -> Progress {
+        let Policy::Handled(handler) = policy(offset & !3) else { return Progress::Done };
+        let Some(vgpu) = self.vgpus.get_mut(id.index()).and_then(Option::as_deref_mut) else { return Progress::Done };
+        let syncs = match handler {
+            Handler::Elsp => {
+                Engine::of_register(offset & !3).is_some_and(|(at, _)| vgpu.engines.get(at).elsp.len() == 3)
+            }
+            Handler::GgttFlush | Handler::EngineTlb | Handler::HwsPga | Handler::Fence | Handler::Gdrst => true,
+            Handler::Pvinfo => true,
+            _ => false,
+        };
+        if !syncs {
+            return Progress::Done;
+        }
+        let (entries, left) = vgpu.gtt.sync_part(host, &mut self.gpu.hw, TABLES);
+        vgpu.stats.synced_entries += u64::from(entries);
+        vgpu.stats.ggtt_flushes += u64::from(entries != 0);
+        if left == 0 { Progress::Done } else { Progress::More }
     }
 
     /// A guest's store to BAR0 of `bytes` bytes (1, 2, 4 or 8); other widths are ignored.

@@ -12,6 +12,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 
+pub use self::access::Progress;
 use self::run::Seen;
 use crate::audit::ContextRegisters;
 use crate::gpu::{Gpu, PerEngine};

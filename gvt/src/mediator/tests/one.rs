@@ -1,11 +1,12 @@
 //! One vGPU: submissions, status entries, exits, resets.
 
 use super::{BATCH, batch, store};
+use crate::Progress;
 use crate::host::{Mapping, VmId};
 use crate::testing::driver::Driver;
 use crate::testing::machine::Machine;
 use gvt_defs::context::value;
-use gvt_defs::{Engine, event, mi, reg, ring};
+use gvt_defs::{Engine, GgttAddr, Gpa, event, mi, reg, ring};
 use gvt_model::{Profile, Save};
 
 const ENGINES: [Engine; 4] = [Engine::Rcs, Engine::Bcs, Engine::Vcs0, Engine::Vecs];
@@ -216,13 +217,13 @@ fn a_long_queue_of_blitter_batches_completes() {
             d.emit(&mut m, &mut c, &[]);
         }
         for page in 0..8 {
-            m.host.guest_write32(d.vm, gvt_defs::Gpa(target.0 + 4 * page), 0);
+            m.host.guest_write32(d.vm, Gpa(target.0 + 4 * page), 0);
         }
         d.submit(&mut m, &[&c]);
         assert!(d.run_until(&mut m, 50_000_000, |d, _| d.idle(Engine::Bcs)), "{:?}", m.gvt.take_report());
         assert_eq!(d.stored(&m, &c), c.seqno);
         for i in 0..8 {
-            assert_eq!(m.host.guest_read32(d.vm, gvt_defs::Gpa(target.0 + 4 * i)), 0xA0 + i as u32);
+            assert_eq!(m.host.guest_read32(d.vm, Gpa(target.0 + 4 * i)), 0xA0 + i as u32);
         }
     }
     assert_eq!(d.take_events(Engine::Bcs), [(1, 0), (0x18, c.id)].repeat(4));
@@ -251,7 +252,7 @@ fn an_untouched_image_is_not_copied_again() {
         assert_eq!(m.host.guest_read32(d.vm, page), value);
     }
     // The guest stores into a page of the engine state, or into the register page: copied again.
-    for (at, value) in [(gvt_defs::Gpa(a.image[7].0 + 64), 1), (gvt_defs::Gpa(a.image[1].0 + 4 * 0x69), 77)] {
+    for (at, value) in [(Gpa(a.image[7].0 + 64), 1), (Gpa(a.image[1].0 + 4 * 0x69), 77)] {
         let before = copied(&m, &d);
         assert!(d.execute(&mut m, &mut b, &[]));
         m.host.guest_write32(d.vm, at, value);
@@ -290,6 +291,35 @@ fn a_mapping_of_512_pages_costs_one_exit() {
 }
 
 /// Design D6: the TLB registers read busy until the tables are followed and the hardware has flushed.
+/// Who writes its whole global page table does not keep the mediator from others for as long as it takes to follow that.
+#[test]
+fn a_global_page_table_is_followed_in_parts() {
+    let (mut m, mut d) = start();
+    // 128 MiB of aperture at 0, 512 MiB behind all apertures.
+    let tables = (128 + 512) / 2;
+    for table in 1..tables {
+        let first = if table < 64 { 512 * table } else { (512 << 20 >> 12) + 512 * (table - 64) };
+        for index in [first, first + 511] {
+            d.map(&mut m, GgttAddr(4096 * index), Gpa(0x20_0000));
+        }
+    }
+    let mut steps = 0;
+    loop {
+        let before = m.gvt.totals().ptes;
+        let progress = m.gvt.follow_tables(&mut m.host, d.id, reg::GFX_FLSH_CNTL);
+        let written = m.gvt.totals().ptes - before;
+        assert!(written <= 2 * 16, "{written}");
+        steps += 1;
+        if progress == Progress::Done {
+            break;
+        }
+    }
+    assert!(steps >= (tables - 1) / 16, "{steps}");
+    let before = m.gvt.totals().ptes;
+    d.write(&mut m, reg::GFX_FLSH_CNTL, 1);
+    assert_eq!(m.gvt.totals().ptes, before, "nothing is left");
+}
+
 #[test]
 fn an_unmapped_page_does_not_change_once_the_tlb_is_invalidated() {
     let (mut m, mut d) = start();
