@@ -113,12 +113,13 @@ impl<W: Hw> Desk<'_, W> {
             return Err(Refusal::Malformed("its context image lies outside the vGPU's graphics memory"));
         }
         let mut page = [0u32; DWORDS];
-        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), &mut page)?;
-        let part = RingPart::parse(self.engine, &page).map_err(Refusal::Malformed)?;
+        let (ring_part, _) = page.split_at_mut(RING_CONTEXT_DWORDS);
+        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), ring_part)?;
+        let part = RingPart::parse(self.engine, ring_part).map_err(Refusal::Malformed)?;
         if !self.vgpu.partition.holds(part.start, part.bytes) {
             return Err(Refusal::Malformed("its ring lies outside the vGPU's graphics memory"));
         }
-        let slot = self.take_slot(lrca, &page)?;
+        let slot = self.take_slot(lrca, &mut page)?;
         self.fit_ring(slot, &part)?;
         let (pin, copied) = self.build(slot, &part)?;
         self.vgpu.engines.get_mut(self.engine).preparing = None;
@@ -248,8 +249,9 @@ impl<W: Hw> Desk<'_, W> {
         self.vgpu.stats.audit_bytes += 4 * u64::from(summary.dwords);
     }
 
-    /// The slot for a context image, its engine state copied and audited unless what the slot holds is still right.
-    fn take_slot(&mut self, lrca: GgttAddr, page: &[u32; DWORDS]) -> Result<usize, Refusal> {
+    /// The slot for a context image, its engine state copied and audited unless what the slot holds is still right. Of
+    /// `page`, the register page, the ring part is there; the rest is read if it is needed.
+    fn take_slot(&mut self, lrca: GgttAddr, page: &mut [u32; DWORDS]) -> Result<usize, Refusal> {
         let bytes = self.engine.info().context_pages * 4096;
         let Vgpu { engines, gtt, vm, stats, .. } = &mut *self.vgpu;
         let virt = engines.get_mut(self.engine);
@@ -262,8 +264,17 @@ impl<W: Hw> Desk<'_, W> {
             }
             virt.last = None;
         }
-        if let (Fit::Same, Some(slot)) = (fit, virt.slot_mut(index))
-            && slot.stamp.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp))
+        let stamp = virt.slot(index).filter(|_| fit == Fit::Same).and_then(|slot| slot.stamp);
+        let mapped_alike = stamp.is_some_and(|stamp| !gtt.ggtt.changed_since(lrca, bytes, stamp));
+        if !(mapped_alike && last == Some(index)) {
+            let (_, rest) = page.split_at_mut(RING_CONTEXT_DWORDS);
+            let at = lrca.0 + context::REGISTER_PAGE + 4 * RING_CONTEXT_DWORDS as u32;
+            if !read_dwords(self.host, gtt, GgttAddr(at), rest) {
+                return Err(NOT_MAPPED);
+            }
+        }
+        if mapped_alike
+            && let Some(slot) = virt.slot_mut(index)
             && (last == Some(index) || slot.same_image(self.host, *vm, page))
         {
             slot.used = clock;
