@@ -36,6 +36,7 @@ mod speculation;
 pub mod start;
 pub mod stats;
 mod svm;
+mod switch;
 mod tables;
 pub mod time;
 mod trace;

@@ -10,10 +10,11 @@ use hv_emu::{Bitness, Registers};
 use zerocopy::FromZeros;
 
 use super::Svm;
-use super::entry::{self, Gprs};
+use super::entry;
 use super::permissions;
 use crate::frame::{self, OwnerId};
 use crate::load::linux::Entry;
+use crate::switch::Gprs;
 use crate::vendor::{Direction, Event, Exit, Setup, Start, VirtualCpu, Window};
 use crate::{apic, percpu, phys, speculation, x86};
 
@@ -123,7 +124,7 @@ impl VirtualCpu for SvmVcpu {
         // SAFETY: 1. `svm` exists: SVM is on and the save area set on this CPU. 2. The block was built by `new`, whose
         // nested tables map only what the VM owns; `&mut self` says that no other CPU uses it. 3. `svm.host` is filled.
         // 4. Root mode runs with interrupts off (see `irq`).
-        unsafe { entry::enter(self.block.frame.hpa().0, &raw mut self.gprs, svm.host().0) };
+        unsafe { entry::enter(&raw mut self.gprs, self.block.frame.hpa().0, svm.host().0) };
         svm.barriers.on_exit(speculation::command);
         self.block.control.tlb_control = 0;
         self.requeue();

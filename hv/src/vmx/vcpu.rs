@@ -17,10 +17,11 @@ use hv_emu::{Bitness, Registers};
 use self::memory::{ApicPage, msr_bitmap};
 use super::Vmx;
 use super::capabilities::Capabilities;
-use super::entry::{self, Gprs};
+use super::entry;
 use super::vmcs::Vmcs;
 use super::{host, instructions as vmx, switched};
 use crate::load::linux::Entry;
+use crate::switch::Gprs;
 use crate::vendor::{Event, Exit, Setup, Start, VirtualCpu, Window};
 use crate::{speculation, time};
 
