@@ -123,6 +123,13 @@ fn ladder_on_vmx() {
     climb(Machine::vmx_bochs("ladder-vmx", tests::image()));
 }
 
+/// The software GPU is in the image, as Bochs has none.
+#[test]
+fn ladder_on_vmx_with_a_vgpu() {
+    let machine = Machine::vmx_bochs("ladder-vmx-vgpu", tests::soft_gpu_image());
+    climb_as(machine, &format!("{CONFIG}gpu = {{}}\n"), &[&RUNGS[..], &GPU_RUNGS].concat());
+}
+
 fn preset(run: &str, model: &str) -> Machine {
     Machine::vmx_bochs(run, tests::image()).emulator(&format!("cpu: model={model}"))
 }

@@ -71,7 +71,7 @@ pub fn prepare(machine: &Machine, dir: &Path) -> Result<(Command, Wires)> {
     let serial = wires.serial.local_addr().context(|| "cannot listen for a serial line".into())?;
     write_disks(machine, dir)?;
     write(&dir.join(CONFIG), config(machine, &bochs, serial))?;
-    write(&dir.join(DEBUGGER), "continue\n")?;
+    write(&dir.join(DEBUGGER), &machine.debugger)?;
     let emulator = bochs.command()?;
     let mut tied = command::tied(Path::new(emulator.get_program()));
     tied.args(emulator.get_args()).args(["-q", "-f", CONFIG, "-rc", DEBUGGER]).current_dir(dir).env("TERM", "xterm");

@@ -96,6 +96,7 @@ pub struct Machine {
     disks: Option<[Vec<u8>; 2]>,
     arguments: String,
     emulator: Vec<String>,
+    debugger: String,
 }
 
 impl Machine {
@@ -140,6 +141,7 @@ impl Machine {
             disks: None,
             arguments: String::new(),
             emulator: Vec::new(),
+            debugger: "continue\n".into(),
         }
     }
 
@@ -200,6 +202,12 @@ impl Machine {
     /// A further argument for the emulator itself.
     pub fn emulator(mut self, argument: &str) -> Self {
         self.emulator.push(argument.into());
+        self
+    }
+
+    /// What Bochs' own debugger does, a command a line, instead of just letting the machine run.
+    pub fn debugger(mut self, commands: &str) -> Self {
+        self.debugger = commands.into();
         self
     }
 
