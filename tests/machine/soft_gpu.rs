@@ -55,8 +55,8 @@ fn run(machine: Machine, guests: &[Guest], names: &[&str], limit: Duration) -> O
 
 /// Stock i915 probes the vGPU.
 #[track_caller]
-fn probe(machine: Machine, guest: Guest) -> Outcome {
-    let outcome = run(machine, &[guest], &["alpha"], LIMIT);
+fn probe(machine: Machine, guest: Guest, limit: Duration) -> Outcome {
+    let outcome = run(machine, &[guest], &["alpha"], limit);
     prism::detected(&outcome, "alpha");
     outcome
 }
@@ -92,22 +92,22 @@ fn bare_on_vmx() {
 
 #[test]
 fn i915_probes_on_vmx() {
-    probe(vmx("soft-probe-vmx"), guest("alpha", ""));
+    probe(vmx("soft-probe-vmx"), guest("alpha", ""), LIMIT);
 }
 
 /// The same image where machines are quick: every case of the smoke program, aperture and fences among them.
 #[test]
 fn smoke_on_svm() {
     let nonce = tests::nonce();
-    let outcome = probe(svm("soft-smoke-svm"), guest("alpha", &format!("smoke {nonce}\n")));
+    let outcome = probe(svm("soft-smoke-svm"), guest("alpha", &format!("smoke {nonce}\n")), LIMIT);
     prism::passed(&outcome, "alpha", &nonce);
 }
 
 #[test]
 #[ignore = "takes long in Bochs"]
 fn two_vcpus_on_vmx() {
-    let machine = vmx("soft-smp-vmx").cpus(2);
-    probe(machine, guest("alpha", "").gpu("vcpus = 2\ngpu = {}"));
+    let guest = guest("alpha", "").gpu("vcpus = 2\ngpu = {}");
+    probe(vmx("soft-smp-vmx").cpus(2), guest, LONG_LIMIT);
 }
 
 #[test]
@@ -115,19 +115,19 @@ fn two_vcpus_on_vmx() {
 fn smoke_on_vmx() {
     let nonce = tests::nonce();
     let script = format!("smoke {nonce}\n");
-    let outcome = run(vmx("soft-smoke-vmx"), &[guest("alpha", &script)], &["alpha"], LONG_LIMIT);
+    let outcome = probe(vmx("soft-smoke-vmx"), guest("alpha", &script), LONG_LIMIT);
     prism::passed(&outcome, "alpha", &nonce);
 }
 
 #[test]
 #[ignore = "takes long in Bochs"]
 fn two_guests_on_vmx() {
-    let nonce = tests::nonce();
     let names = ["alpha", "beta"];
-    let guests = names.map(|name| guest(name, &format!("smoke {nonce}\n")));
+    let guests = names.map(|name| guest(name, "smoke remap 10\nsmoke bench 50 bcs0 waited\n"));
     let outcome = run(vmx("soft-two-vmx"), &guests, &names, LONG_LIMIT);
     for name in names {
         prism::detected(&outcome, name);
-        prism::passed(&outcome, name, &nonce);
+        prism::passed(&outcome, name, "remap");
+        prism::passed(&outcome, name, "bench");
     }
 }
