@@ -87,6 +87,11 @@ impl Exits {
         self.slots.iter().filter(|slot| slot.key != 0)
     }
 
+    /// Stores to one register.
+    pub fn writes_at(&self, offset: u32) -> u64 {
+        self.registers().find(|register| register.offset() == offset).map_or(0, |register| register.writes.into())
+    }
+
     /// Loads and stores of registers in all.
     pub fn registers_total(&self) -> u64 {
         self.reads + self.writes
@@ -215,7 +220,7 @@ mod tests {
         exits.count(0x2231, Access::Read);
         let found: Vec<_> = exits.registers().map(|r| (r.offset(), r.reads, r.writes)).collect();
         assert_eq!(found, [(0x2230, 1, 3)]);
-        assert_eq!(exits.registers_total(), 4);
+        assert_eq!((exits.registers_total(), exits.writes_at(0x2230), exits.writes_at(0x2234)), (4, 3, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Common ground of the tests that boot machines.
 #![forbid(unsafe_code)]
 
+pub mod fit;
 pub mod prism;
 
 use std::path::PathBuf;

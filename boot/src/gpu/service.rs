@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use gvt::{Action, Report};
-use gvt_defs::{Engine, Nanos};
+use gvt_defs::{Engine, Nanos, ring};
 use hv::machine::DeviceService;
 use hv::say;
 use hv::vm::{Request, VmId};
@@ -79,6 +79,7 @@ impl DeviceService for GpuService {
                     each("resets", name(engine), counters.resets);
                 }
             }
+            let masks = Engine::ALL.map(|engine| stats.exits.writes_at(engine.base() + ring::IMR));
             for (group, name, value) in [
                 ("audit", "bytes", stats.audit_bytes),
                 ("audit", "commands", stats.audit_commands),
@@ -92,6 +93,7 @@ impl DeviceService for GpuService {
                 ("exits", "gtt", stats.exits.gtt),
                 ("exits", "config", stats.exits.config),
                 ("interrupts", "msi", stats.msis),
+                ("interrupts", "masks", masks.into_iter().sum()),
                 ("switches", "all", stats.switches),
                 ("phys", "registers", stats.physical),
             ] {

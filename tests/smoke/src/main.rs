@@ -4,7 +4,7 @@
 //!     smoke load SECONDS [ENGINE|all [paused]]   keep two pieces of work of about 20 ms queued (begin when told)
 //!     smoke hang ENGINE COUNT            submit a batch that never ends, and be reset, again and again
 //!     smoke hang-once                    on every engine: one such batch is reset and the next batch runs
-//!     smoke bench COUNT [ENGINE [waited|queued]]   time batches that do nothing
+//!     smoke bench COUNT [ENGINE [waited|queued|polled]]   time batches that do nothing
 //!     smoke remap COUNT                  put two buffers of 2 MiB at one GPU address in turn
 //!
 //! Every mode ends with `VERDICT <nonce or mode> pass|fail n/m`; the exit status says the same.
@@ -71,6 +71,9 @@ fn main() -> ExitCode {
         ["bench", count, engine, "queued"] => {
             number(count).map(|count| modes::bench(&mut report, count, engine, Bench::Queued))
         }
+        ["bench", count, engine, "polled"] => {
+            number(count).map(|count| modes::bench(&mut report, count, engine, Bench::Polled))
+        }
         ["remap", count] => number(count).map(|count| modes::remap(&mut report, count)),
         [_nonce] => Some(all(&mut report)),
         _ => None,
@@ -80,7 +83,7 @@ fn main() -> ExitCode {
         Some(Err(reason)) => report.case("start", "gpu", Err(reason)),
         None => {
             eprintln!(
-                "usage: smoke NONCE | load SECONDS [ENGINE|all [paused]] | hang ENGINE COUNT | hang-once | bench COUNT [ENGINE [waited|queued]] | remap COUNT"
+                "usage: smoke NONCE | load SECONDS [ENGINE|all [paused]] | hang ENGINE COUNT | hang-once | bench COUNT [ENGINE [waited|queued|polled]] | remap COUNT"
             );
             return ExitCode::from(2);
         }
