@@ -46,6 +46,36 @@ fn exits_on_svm() {
     costs(machine.emulator("-icount").emulator("shift=0,sleep=off"), &SVM);
 }
 
+/// From Prism's entry to the first instruction of a guest, in microseconds of such a clock. 20,000 of them measure the
+/// TSC's rate.
+#[track_caller]
+fn starts_within(machine: Machine, bound: u64) {
+    let config = "[[vm]]\nname = \"triple\"\nmemory_mib = 32\nkernel = \"triple\"\n";
+    let bundle = Bundle::new(config).file("triple", &qemu::build::assembled_guest("triple", "0").unwrap()).finish();
+    let outcome = machine.module(bundle).arguments("once").run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let told =
+        console.prism.iter().find_map(|line| line.strip_prefix("first guest instruction after ")?.strip_suffix(" us"));
+    let Some(time) = told.and_then(|time| time.parse::<u64>().ok()) else {
+        tests::fail(&outcome, "Prism should say when its first guest starts");
+    };
+    println!("{}: first guest instruction after {time} us", outcome.dir.display());
+    assert!(time <= bound, "{time} us; the bound is {bound}");
+}
+
+/// 50 instructions a microsecond.
+#[test]
+fn starts_quickly_on_vmx() {
+    starts_within(Machine::vmx_bochs("start-vmx", tests::image()), 75_000);
+}
+
+/// 1000 instructions a microsecond.
+#[test]
+fn starts_quickly_on_svm() {
+    let machine = Machine::svm_tcg("start-svm", tests::image()).gpu(Gpu::None).memory_mib(512);
+    starts_within(machine.emulator("-icount").emulator("shift=0,sleep=off"), 25_000);
+}
+
 /// Exits, and the most instructions that each may take. `track` is the first store to a page that Prism watches, and all
 /// that makes it watch the page again: `flush` itself, a register of the vGPU that makes Prism look, is taken off.
 type Bounds = [(&'static str, u64); 8];
