@@ -9,11 +9,12 @@ use core::fmt;
 
 use hv_defs::regs::Xcr0;
 use hv_defs::{Gpa, Gva, Nanos, Width};
+use hv_dev::apic::ApicBus;
 use hv_emu::{Access, Decoded, Exception, Outcome};
 use strum::IntoStaticStr;
 use thiserror::Error;
 
-use self::bus::GuestBus;
+use self::bus::{GuestBus, VcpuApicBus};
 use crate::fpu;
 use crate::stats::Reason;
 use crate::vcpu::{Activity, Vcpu};
@@ -43,6 +44,10 @@ pub(crate) enum Crash {
 
 /// Handles an exit; says what it was, for the counters.
 pub(crate) fn handle<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit) -> Reason {
+    if let Some(carried) = vcpu.hw.carried() {
+        let taken = vcpu.lapic.set_interrupts(&carried);
+        vcpu.vm.stats().injected(taken);
+    }
     // Only a change: CR8 knows but half of the TPR.
     if vcpu.hw.cr8() != vcpu.lapic.cr8() {
         vcpu.lapic.set_cr8(vcpu.hw.cr8());
@@ -73,6 +78,10 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
                 vcpu.activity = Activity::Halted;
             }
             reason
+        }
+        Exit::EndOfInterrupt(vector) => {
+            VcpuApicBus { vm: vcpu.vm, index: vcpu.index, now }.eoi(vector);
+            Reason::MsrWrite
         }
         Exit::Msr(direction) => msr_access(vcpu, direction, now),
         Exit::Port { port, width, direction, length } => {

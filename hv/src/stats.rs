@@ -98,9 +98,9 @@ impl VmStats {
         self.guest_ticks.fetch_add(ticks, Ordering::Relaxed);
     }
 
-    /// Counts an injected interrupt.
-    pub fn injected(&self) {
-        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    /// Counts interrupts that a guest took.
+    pub fn injected(&self, count: u32) {
+        self.interrupts.fetch_add(u64::from(count), Ordering::Relaxed);
     }
 
     fn at(&self, index: usize) -> (u64, u64) {

@@ -2,7 +2,7 @@
 //! physical CPU that it lives on.
 
 use hv_defs::{Nanos, msr};
-use hv_dev::apic::{Bootstrap, Deadline, Interrupt, Lapic, Posted};
+use hv_dev::apic::{Bootstrap, Deadline, Interrupt, Lapic, Mode, Posted};
 
 use crate::clock::{GuestTsc, KvmClock};
 use crate::fpu::GuestState;
@@ -194,11 +194,14 @@ impl<V: VirtualCpu> Vcpu<V> {
 
     /// Queues the most urgent event, and asks for a window if another must wait.
     fn deliver(&mut self, now: Nanos) {
+        let carried = self.hw.can_carry() && self.lapic.mode() == Mode::X2Apic;
+        // What the CPU carries, it delivers; a vector of the 8259 pair passes the APIC by.
+        let next = |lapic: &Lapic| lapic.next().filter(|next| !carried || *next == Interrupt::ExtInt);
         if self.nmi && self.hw.nmi_allowed() {
             self.nmi = false;
             self.hw.inject(Event::Nmi);
         } else if self.hw.interruptible()
-            && let Some(interrupt) = self.lapic.next()
+            && let Some(interrupt) = next(&self.lapic)
         {
             let vector = match interrupt {
                 Interrupt::Fixed(vector) => {
@@ -212,17 +215,16 @@ impl<V: VirtualCpu> Vcpu<V> {
                 }
             };
             self.hw.inject(Event::Interrupt(vector));
-            self.vm.stats().injected();
+            self.vm.stats().injected(1);
         }
-        let window = if self.lapic.has_pending() {
-            Window::Interrupt
-        } else {
-            match self.lapic.tpr_threshold() {
-                0 => Window::Closed,
-                class => Window::Priority { class },
-            }
+        let window = match self.lapic.tpr_threshold() {
+            _ if next(&self.lapic).is_some() => Window::Interrupt,
+            0 => Window::Closed,
+            _ if carried => Window::Closed,
+            class => Window::Priority { class },
         };
         self.hw.set_window(window);
+        self.hw.carry(carried.then(|| self.lapic.interrupts()).as_ref());
         if self.nmi {
             self.hw.await_nmi();
         }

@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use core::fmt;
 
 use hv_defs::{Gpa, Hpa, Nanos, Width};
+use hv_dev::apic::Interrupts;
 use hv_emu::Registers;
 
 use crate::load::linux::Entry;
@@ -119,6 +120,8 @@ pub enum Exit {
     Cpuid,
     /// HLT.
     Hlt,
+    /// The guest ended a level-triggered interrupt, whose APIC the CPU carries; executed.
+    EndOfInterrupt(u8),
     /// RDMSR or WRMSR.
     Msr(Direction),
     /// IN or OUT between a port and RAX.
@@ -232,6 +235,16 @@ pub trait VirtualCpu: Sized + Send {
     fn set_window(&mut self, window: Window);
     /// An NMI waits that cannot be taken yet: asks, besides the window, for an exit when it can.
     fn await_nmi(&mut self);
+    /// Whether the CPU can deliver and end the interrupts of an APIC in x2APIC mode by itself.
+    fn can_carry(&self) -> bool {
+        false
+    }
+    /// What it carries from the next entry on; `None`: nothing, as after `start`.
+    fn carry(&mut self, _: Option<&Interrupts>) {}
+    /// After an exit: what became of that (but `level`).
+    fn carried(&mut self) -> Option<Interrupts> {
+        None
+    }
     /// When the run loop wants the CPU back at the latest. The host's timer is set for it too, so that a backend whose
     /// guests cannot hold interrupts off may ignore it.
     fn set_deadline(&mut self, deadline: Option<Nanos>);

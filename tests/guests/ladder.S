@@ -534,6 +534,7 @@ straddled:
     sete al
     rung preempt
 alone:
+    call x2apic
     lea rsi, [rip + text_done]
     call print
     mov dx, 0x604
@@ -675,4 +676,5 @@ ap_gdt_pointer:
 ap_end:
 
 #include "forms.S"
+#include "x2apic.S"
 #include "support.S"

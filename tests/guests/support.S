@@ -315,7 +315,7 @@ log_event:
 .data
 .balign 8
 gates:
-    .quad 1, on_db, 2, on_nmi, 6, on_ud, 13, on_gp, 14, on_pf, 0x40, on_40, 0x50, on_50, -1
+    .quad 1, on_db, 2, on_nmi, 6, on_ud, 13, on_gp, 14, on_pf, 0x40, on_40, 0x50, on_50, 0x60, on_60, 0x70, on_70, -1
 gdt:
     .quad 0, 0
     .quad 0x00AF9B000000FFFF           # 0x10: 64-bit code
@@ -325,7 +325,7 @@ gdt_pointer:
     .word 5 * 8 - 1
     .quad gdt
 idt_pointer:
-    .word 0x51 * 16 - 1
+    .word 0x71 * 16 - 1
     .quad idt
 events_end: .quad events_log
 rip_40: .quad 0
@@ -352,7 +352,7 @@ text_done: .ascii "done "
     .asciz "\n"
 text_string: .ascii "a string\n"
 text_string_end:
-.irp name, cpuid, msr, msr_unknown, port, port_string, port_string_in, mmio, mmio_page_end, mmio_chipset, mmio_forms, mmio_two_regions, code_two_pages, undefined, rdpmc, control, interrupt, sti_shadow, sti_cli, priority, interrupt_order, sti_exit, hlt_pending, nmi, nmi_masked, nmi_first, nmi_first_sti, trap_first, trap_before_nmi, hlt, step, step_mmio, step_hlt, step_mov_ss, step_mov_ss_mmio, remap, delivery, modes, init, hlt_nmi, preempt
+.irp name, cpuid, msr, msr_unknown, port, port_string, port_string_in, mmio, mmio_page_end, mmio_chipset, mmio_forms, mmio_two_regions, code_two_pages, undefined, rdpmc, control, interrupt, sti_shadow, sti_cli, priority, interrupt_order, sti_exit, hlt_pending, nmi, nmi_masked, nmi_first, nmi_first_sti, trap_first, trap_before_nmi, hlt, step, step_mmio, step_hlt, step_mov_ss, step_mov_ss_mmio, remap, delivery, modes, init, hlt_nmi, preempt, x2apic_order, x2apic_nested, x2apic_priority, x2apic_hlt_pending, x2apic_hlt, x2apic_level
 name_\name: .asciz "\name"
 .endr
 .balign 4096

@@ -13,10 +13,10 @@ const SUCCESS: End = End::Verdict(0x10);
 
 /// Runs the guest `cost`, and checks that each of these exits takes no more instructions than its bound.
 #[track_caller]
-fn costs(machine: Machine, bounds: &Bounds) {
+fn costs(machine: Machine, gpu: &str, bounds: &[(&str, u64)]) -> BTreeMap<String, u64> {
     let nonce = tests::nonce();
-    let config = "[[vm]]\nname = \"cost\"\nmemory_mib = 32\nkernel = \"cost\"\ngpu = {}\n";
-    let bundle = Bundle::new(config).file("cost", &qemu::build::assembled_guest("cost", &nonce).unwrap()).finish();
+    let config = format!("[[vm]]\nname = \"cost\"\nmemory_mib = 32\nkernel = \"cost\"\n{gpu}");
+    let bundle = Bundle::new(&config).file("cost", &qemu::build::assembled_guest("cost", &nonce).unwrap()).finish();
     let outcome = machine.module(bundle).arguments("once").run(LIMIT).unwrap();
     let console = Console::parse(&outcome.serial);
     let lines = console.guest("cost");
@@ -31,19 +31,31 @@ fn costs(machine: Machine, bounds: &Bounds) {
     if outcome.end != SUCCESS || !done || !over.is_empty() {
         tests::fail(&outcome, &format!("exits that cost more than their bounds: {over:?} of {measured:?}"));
     }
+    measured
 }
 
 /// Bochs executes one instruction a tick of its clock. The GPU is the one in the image, so that it costs the same always.
 #[test]
 fn exits_on_vmx() {
-    costs(Machine::vmx_bochs("cost-vmx", tests::soft_gpu_image()), &VMX);
+    costs(Machine::vmx_bochs("cost-vmx", tests::soft_gpu_image()), "gpu = {}\n", &VMX);
+}
+
+/// Where the CPU delivers interrupts out of a virtual-APIC page, their end costs no exit; else it does.
+#[test]
+fn ends_of_interrupts() {
+    let on = |model: &str| {
+        let machine = Machine::vmx_bochs(&format!("cost-{model}"), tests::image());
+        costs(machine.emulator(&format!("cpu: model={model}")), "", &[("eoi", 1_600)])
+    };
+    let (with, without) = (on("corei7_icelake_u")["eoi"], on("corei3_cnl")["eoi"]);
+    assert!(with < 10 && without > 100, "{with} with APICv, {without} without");
 }
 
 /// So does QEMU, if it is asked to; the clock stands still while nothing runs.
 #[test]
 fn exits_on_svm() {
     let machine = Machine::svm_tcg("cost-svm", tests::soft_gpu_image()).gpu(Gpu::None).memory_mib(512);
-    costs(machine.emulator("-icount").emulator("shift=0,sleep=off"), &SVM);
+    costs(machine.emulator("-icount").emulator("shift=0,sleep=off"), "gpu = {}\n", &SVM);
 }
 
 /// From Prism's entry to the first instruction of a guest, in microseconds of such a clock. 20,000 of them measure the
@@ -78,11 +90,11 @@ fn starts_quickly_on_svm() {
 
 /// Exits, and the most instructions that each may take. `track` is the first store to a page that Prism watches, and all
 /// that makes it watch the page again: `flush` itself, a register of the vGPU that makes Prism look, is taken off.
-type Bounds = [(&'static str, u64); 8];
-const VMX: Bounds = bounds([1_500, 1_550, 1_900, 4_900, 5_100, 6_500, 6_700, 18_700]);
-const SVM: Bounds = bounds([2_000, 2_050, 1_650, 4_300, 4_450, 5_900, 6_100, 18_500]);
+type Bounds = [(&'static str, u64); 9];
+const VMX: Bounds = bounds([1_500, 1_550, 1_900, 4_900, 5_100, 6_500, 6_700, 18_700, 10]);
+const SVM: Bounds = bounds([2_000, 2_050, 1_650, 4_300, 4_450, 5_900, 6_100, 18_500, 2_050]);
 
-const fn bounds([cpuid, msr, port, apic, chipset, gpu, flush, track]: [u64; 8]) -> Bounds {
+const fn bounds([cpuid, msr, port, apic, chipset, gpu, flush, track, eoi]: [u64; 9]) -> Bounds {
     [
         ("cpuid", cpuid),
         ("msr", msr),
@@ -92,5 +104,6 @@ const fn bounds([cpuid, msr, port, apic, chipset, gpu, flush, track]: [u64; 8]) 
         ("gpu", gpu),
         ("flush", flush),
         ("track", track),
+        ("eoi", eoi),
     ]
 }

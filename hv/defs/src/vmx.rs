@@ -100,9 +100,11 @@ pub mod primary {
 pub mod secondary {
     pub const ENABLE_EPT: u32 = 1 << 1;
     pub const ENABLE_RDTSCP: u32 = 1 << 3;
+    pub const VIRTUALIZE_X2APIC: u32 = 1 << 4;
     pub const ENABLE_VPID: u32 = 1 << 5;
     pub const WBINVD_EXITING: u32 = 1 << 6;
     pub const UNRESTRICTED_GUEST: u32 = 1 << 7;
+    pub const VIRTUAL_INTERRUPT_DELIVERY: u32 = 1 << 9;
     pub const ENABLE_INVPCID: u32 = 1 << 12;
     pub const ENCLS_EXITING: u32 = 1 << 15;
 }
@@ -216,6 +218,7 @@ pub mod exit {
     pub const MONITOR: u32 = 39;
     pub const PAUSE: u32 = 40;
     pub const TPR_BELOW_THRESHOLD: u32 = 43;
+    pub const VIRTUALIZED_EOI: u32 = 45;
     pub const EPT_VIOLATION: u32 = 48;
     pub const EPT_MISCONFIGURATION: u32 = 49;
     pub const INVEPT: u32 = 50;
@@ -269,6 +272,7 @@ fields! {
     GUEST_GS_SELECTOR = 0x080A,
     GUEST_LDTR_SELECTOR = 0x080C,
     GUEST_TR_SELECTOR = 0x080E,
+    GUEST_INTERRUPT_STATUS = 0x0810,
     HOST_ES_SELECTOR = 0x0C00,
     HOST_CS_SELECTOR = 0x0C02,
     HOST_SS_SELECTOR = 0x0C04,
@@ -280,6 +284,10 @@ fields! {
     TSC_OFFSET = 0x2010,
     VIRTUAL_APIC_ADDRESS = 0x2012,
     EPT_POINTER = 0x201A,
+    EOI_EXIT_BITMAP_0 = 0x201C,
+    EOI_EXIT_BITMAP_1 = 0x201E,
+    EOI_EXIT_BITMAP_2 = 0x2020,
+    EOI_EXIT_BITMAP_3 = 0x2022,
     ENCLS_EXITING_BITMAP = 0x202E,
     GUEST_PHYSICAL_ADDRESS = 0x2400,
     VMCS_LINK_POINTER = 0x2800,
@@ -437,6 +445,15 @@ impl Allowed {
         }
         Ok(needed | wanted & self.possible() | self.forced())
     }
+}
+
+/// Offsets in the virtual-APIC page: registers as an xAPIC's page has them (30.1.1).
+pub mod virtual_apic {
+    pub const VTPR: u64 = 0x80;
+    pub const VISR: u64 = 0x100;
+    pub const VIRR: u64 = 0x200;
+    /// From 32 vectors to the next 32.
+    pub const STRIDE: usize = 16;
 }
 
 /// Bytes of the MSR bitmaps.

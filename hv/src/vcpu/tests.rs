@@ -53,6 +53,43 @@ fn the_second_of_two_interrupts_waits() {
     assert_eq!(vcpu.hw.event, Some(Event::Interrupt(0x51)), "nothing replaces a queued event");
 }
 
+/// What the CPU carries it takes and ends itself; what it cannot know of still comes from Prism.
+#[test]
+fn a_cpu_may_carry_the_interrupts() {
+    let mut vcpu = one(&[0x90]);
+    vcpu.hw.can_carry = true;
+    let base = vcpu.lapic.base();
+    struct Nowhere;
+    impl hv_dev::apic::ApicBus for Nowhere {
+        fn send(&mut self, _: Message) {}
+        fn eoi(&mut self, _: u8) {}
+    }
+    raise(&vcpu, 0x41);
+    raise(&vcpu, 0x51);
+    vcpu.hw.shadow = true;
+    assert!(prepare(&mut vcpu));
+    assert_eq!((vcpu.hw.carries, vcpu.hw.window), (None, Window::Interrupt), "not an xAPIC's");
+    vcpu.hw.shadow = false;
+    vcpu.lapic.msr_write(msr::IA32_APIC_BASE, base | 0xC00, Nanos(0), &mut Nowhere).unwrap();
+    assert!(prepare(&mut vcpu));
+    assert_eq!((vcpu.hw.event, vcpu.hw.window), (None, Window::Closed));
+    let carried = vcpu.hw.carries.as_mut().unwrap();
+    assert_eq!((carried.requested.highest(), carried.requested.count()), (Some(0x51), 2));
+    // The guest takes the higher one and sets its task priority.
+    carried.requested.0[1] &= !(1 << 0x11);
+    carried.in_service.0[1] |= 1 << 0x11;
+    (carried.tpr, vcpu.hw.cr8) = (0x23, 2);
+    let left = *carried;
+    handle(&mut vcpu, Exit::HostInterrupt);
+    assert_eq!((vcpu.lapic.interrupts(), vcpu.vm.stats().interrupts()), (left, 1));
+    assert!(!vcpu.lapic.has_pending(), "held back by the one in service");
+    // An NMI comes as ever.
+    vcpu.vm.raise_msi(0xFEE0_0000, 0x400);
+    assert!(prepare(&mut vcpu));
+    assert_eq!((vcpu.hw.event, vcpu.hw.carries), (Some(Event::Nmi), Some(left)));
+    assert_eq!(handle(&mut vcpu, Exit::EndOfInterrupt(0x51)), Reason::MsrWrite);
+}
+
 #[test]
 fn a_halted_cpu_sleeps_until_an_interrupt_it_can_take() {
     let mut vcpu = one(&[0xF4, 0x90]);

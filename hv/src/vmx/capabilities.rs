@@ -4,6 +4,7 @@ use hv_defs::Hpa;
 use hv_defs::vmx::{Allowed, basic, entry_control, ept_vpid, exit_control, misc, msr, pin, primary, secondary};
 
 use super::instructions as vmx;
+use super::vcpu::CARRYING;
 use crate::vendor::Missing;
 use crate::x86;
 
@@ -17,6 +18,8 @@ pub(super) struct Capabilities {
     pub exit: u32,
     pub entry: u32,
     pub pages_of_1g: bool,
+    /// Whether the CPU delivers interrupts out of a virtual-APIC page.
+    pub can_carry: bool,
     /// TSC ticks in a tick of the preemption timer, as a power of two.
     pub timer_shift: u32,
     invept: Reach,
@@ -86,7 +89,8 @@ impl Capabilities {
             .map_err(|_| Missing("VT-x without virtual NMIs; a newer CPU is needed"))?;
         let primary = allowed(msr::IA32_VMX_PROCBASED_CTLS, msr::IA32_VMX_TRUE_PROCBASED_CTLS);
         let primary = choose_primary(primary)?;
-        let secondary = choose_secondary(Allowed(read(msr::IA32_VMX_PROCBASED_CTLS2)), instructions)?;
+        let secondaries = Allowed(read(msr::IA32_VMX_PROCBASED_CTLS2));
+        let secondary = choose_secondary(secondaries, instructions)?;
         let without_switch = |_| Missing("VT-x that does not switch EFER and PAT; a newer CPU is needed");
         let exit = allowed(msr::IA32_VMX_EXIT_CTLS, msr::IA32_VMX_TRUE_EXIT_CTLS);
         let entry = allowed(msr::IA32_VMX_ENTRY_CTLS, msr::IA32_VMX_TRUE_ENTRY_CTLS);
@@ -99,6 +103,7 @@ impl Capabilities {
             exit: exit.choose(EXIT_NEEDED, 0).map_err(without_switch)?,
             entry: entry.choose(ENTRY_NEEDED, 0).map_err(without_switch)?,
             timer_shift: (read(msr::IA32_VMX_MISC) & misc::TIMER_SHIFT_MASK) as u32,
+            can_carry: primary & primary::USE_TPR_SHADOW != 0 && secondaries.possible() & CARRYING == CARRYING,
             pages_of_1g: caches & ept_vpid::PAGE_1G != 0,
             invept: invept(caches)?,
             invvpid: invvpid(caches),
@@ -243,7 +248,9 @@ mod tests {
     fn a_full_cpu() {
         let chosen = cpu(&|_, value| value, ALL).unwrap();
         assert_eq!(chosen.revision, 0x12);
-        assert!(chosen.has_tpr_shadow() && chosen.pages_of_1g && chosen.invvpid == Some(Reach::Single));
+        assert!(
+            chosen.has_tpr_shadow() && chosen.can_carry && chosen.pages_of_1g && chosen.invvpid == Some(Reach::Single)
+        );
         assert_eq!(chosen.primary & WINDOWS, 0, "windows open only when asked for");
         assert_eq!(chosen.primary & (primary::CR8_LOAD_EXITING | UNHANDLED), 0);
         assert_eq!(chosen.primary & TRUE_FORCED as u32, TRUE_FORCED as u32);
@@ -269,7 +276,9 @@ mod tests {
     fn the_optional_may_lack() {
         let high = |bits: u32| u64::from(bits) << 32;
         let no_tpr = cpu(&without(msr::IA32_VMX_TRUE_PROCBASED_CTLS, high(primary::USE_TPR_SHADOW)), ALL).unwrap();
-        assert!(!no_tpr.has_tpr_shadow());
+        assert!(!no_tpr.has_tpr_shadow() && !no_tpr.can_carry);
+        let apicv = without(msr::IA32_VMX_PROCBASED_CTLS2, high(secondary::VIRTUAL_INTERRUPT_DELIVERY));
+        assert!(!cpu(&apicv, ALL).unwrap().can_carry);
         assert_ne!(no_tpr.primary & primary::CR8_STORE_EXITING, 0);
         let no_flush = cpu(&without(msr::IA32_VMX_EPT_VPID_CAP, ept_vpid::INVVPID), ALL).unwrap();
         assert_eq!((no_flush.invvpid, no_flush.secondary & secondary::ENABLE_VPID), (None, 0));

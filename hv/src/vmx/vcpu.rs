@@ -1,20 +1,24 @@
 //! One virtual CPU on VT-x.
 
+mod apic;
 mod decode;
 mod memory;
 mod state;
 
 use core::fmt;
 
-use hv_defs::Nanos;
 use hv_defs::regs::{self, Cr0, Cr4, Efer, Rflags};
 use hv_defs::vmx::{
     EPTP_WB_4_LEVELS, Field, Segment, SegmentFields, entry_control, event, exit as reason, field, interruptibility,
     primary, rights, secondary,
 };
+use hv_defs::{Hpa, Nanos};
+use hv_dev::apic::{Interrupts, VectorSet};
 use hv_emu::{Bitness, Registers};
 
-use self::memory::{ApicPage, msr_bitmap};
+use self::apic::ApicPage;
+pub(super) use self::apic::CARRYING;
+use self::memory::msr_bitmaps;
 use super::Vmx;
 use super::capabilities::Capabilities;
 use super::entry;
@@ -33,10 +37,17 @@ pub struct VmxVcpu {
     base_controls: u32,
     /// The same with them.
     controls: u32,
+    /// Secondary controls, without those that make the CPU carry interrupts.
+    secondary: u32,
     /// What the next entry delivers: interruption information and error code.
     queued: Option<(u32, u32)>,
     /// Where guests that have a TPR shadow keep CR8.
     apic_page: Option<ApicPage>,
+    /// Whether the CPU may carry interrupts, and whether the control structure says so.
+    can_carry: bool,
+    carries: bool,
+    /// Vectors whose end exits.
+    ends_watched: VectorSet,
     /// CR8 of the others.
     cr8: u8,
     /// Rate of the preemption timer (see `Capabilities`), if there is one.
@@ -78,8 +89,12 @@ impl VirtualCpu for VmxVcpu {
             gprs: Gprs::default(),
             base_controls: capabilities.primary,
             controls: capabilities.primary,
+            secondary: capabilities.secondary,
             queued: None,
             apic_page,
+            can_carry: capabilities.can_carry,
+            carries: false,
+            ends_watched: VectorSet::default(),
             cr8: 0,
             timer_shift: capabilities.has_preemption_timer().then_some(capabilities.timer_shift),
             tag: setup.tag,
@@ -89,7 +104,8 @@ impl VirtualCpu for VmxVcpu {
             stale: Stale { nested: true, linear: true },
         };
         host::describe_to(&mut vcpu.vmcs);
-        vcpu.set_controls(&capabilities, setup.nested_root.0 | EPTP_WB_4_LEVELS);
+        let [bitmap, _] = msr_bitmaps()?;
+        vcpu.set_controls(&capabilities, setup.nested_root.0 | EPTP_WB_4_LEVELS, bitmap);
         Some(vcpu)
     }
 
@@ -275,7 +291,7 @@ impl VirtualCpu for VmxVcpu {
     fn set_cr8(&mut self, value: u8) {
         self.cr8 = value & 0xF;
         if let Some(page) = &self.apic_page {
-            page.set_cr8(self.cr8);
+            page.set_tpr(self.cr8 << 4);
         }
     }
 
@@ -326,6 +342,18 @@ impl VirtualCpu for VmxVcpu {
 
     fn await_nmi(&mut self) {
         self.set_primary(self.controls | primary::NMI_WINDOW_EXITING);
+    }
+
+    fn can_carry(&self) -> bool {
+        self.can_carry
+    }
+
+    fn carry(&mut self, interrupts: Option<&Interrupts>) {
+        self.carry_interrupts(interrupts);
+    }
+
+    fn carried(&mut self) -> Option<Interrupts> {
+        self.carried_interrupts()
     }
 
     /// Interrupts exit whatever the guest's IF is, so the host's timer would do; but Bochs (2.7) holds them back from a
@@ -388,7 +416,7 @@ const REPORTED: &[Field] = &[
 ];
 
 impl VmxVcpu {
-    fn set_controls(&mut self, capabilities: &Capabilities, eptp: u64) {
+    fn set_controls(&mut self, capabilities: &Capabilities, eptp: u64, bitmap: Hpa) {
         let has_vpid = capabilities.secondary & secondary::ENABLE_VPID != 0;
         self.write_all(&[
             (field::PIN_BASED_CONTROLS, u64::from(capabilities.pin)),
@@ -401,7 +429,7 @@ impl VmxVcpu {
             (field::CR4_GUEST_HOST_MASK, CR4_OWNED),
             (field::EPT_POINTER, eptp),
             (field::VMCS_LINK_POINTER, hv_defs::vmx::NO_LINK),
-            (field::MSR_BITMAPS, msr_bitmap().map_or(0, |bitmap| bitmap.0)),
+            (field::MSR_BITMAPS, bitmap.0),
         ]);
         if has_vpid {
             self.vmcs.write(field::VIRTUAL_PROCESSOR_ID, u64::from(self.tag));

@@ -49,6 +49,19 @@ pub enum Interrupt {
     Fixed(u8),
 }
 
+/// What the priority logic works on. A CPU that has such a logic for guests can carry it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Interrupts {
+    /// Task priority.
+    pub tpr: u8,
+    /// Vectors that wait (IRR).
+    pub requested: VectorSet,
+    /// Vectors in service (ISR).
+    pub in_service: VectorSet,
+    /// Those whose end [`ApicBus::eoi`] must be told (TMR).
+    pub level: VectorSet,
+}
+
 /// Signals that do not pass through the priority logic.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Signals {
@@ -172,6 +185,18 @@ impl Lapic {
     /// The CPU took an ExtINT.
     pub fn ack_extint(&mut self) {
         self.extint = false;
+    }
+
+    /// State of the priority logic, to be carried by the CPU.
+    pub fn interrupts(&self) -> Interrupts {
+        Interrupts { tpr: self.tpr, requested: self.irr, in_service: self.isr, level: self.tmr }
+    }
+
+    /// Takes it back. Yields how many vectors were taken by the CPU meanwhile.
+    pub fn set_interrupts(&mut self, carried: &Interrupts) -> u32 {
+        let before = self.irr.count();
+        (self.tpr, self.irr, self.isr) = (carried.tpr, carried.requested, carried.in_service);
+        before.saturating_sub(self.irr.count())
     }
 
     /// CR8: bits 7:4 of TPR.

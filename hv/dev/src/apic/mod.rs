@@ -8,11 +8,12 @@ mod tests;
 mod timer;
 mod vectors;
 
-pub use lapic::{ApicBus, Bootstrap, Interrupt, Lapic, Mode, Signals};
+pub use lapic::{ApicBus, Bootstrap, Interrupt, Interrupts, Lapic, Mode, Signals};
 pub use posted::{Delivered, Posted, deliver};
 #[cfg(test)]
 pub(crate) use tests::Xorshift;
 pub use timer::Deadline;
+pub use vectors::VectorSet;
 
 /// The access raises #GP(0) in the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// 256 bits, one a vector.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct VectorSet([u64; 4]);
+pub struct VectorSet(pub [u64; 4]);
 
 const fn bit(vector: u8) -> u64 {
     1 << (vector & 63)
@@ -31,9 +31,15 @@ impl VectorSet {
         self.0.get(usize::from(vector >> 6)).is_some_and(|word| word & bit(vector) != 0)
     }
 
-    pub(super) fn highest(&self) -> Option<u8> {
+    /// The vector of the highest priority.
+    pub fn highest(&self) -> Option<u8> {
         let (index, word) = (0u8..).zip(self.0).filter(|(_, word)| *word != 0).last()?;
         Some(index * 64 + (63 - word.leading_zeros() as u8))
+    }
+
+    /// Number of vectors.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
     }
 
     /// The 32 vectors from `32 * index` on, as IRR, ISR and TMR show them.

@@ -4,6 +4,7 @@ use core::fmt;
 
 use hv_defs::paging::{Level, Npt};
 use hv_defs::{Gpa, Nanos};
+use hv_dev::apic::Interrupts;
 use hv_emu::{Bitness, Registers, Segment};
 
 use super::super::Vcpu;
@@ -28,6 +29,8 @@ pub struct FakeCpu {
     pub nmi_blocked: bool,
     pub cr2: u64,
     pub cr8: u8,
+    pub can_carry: bool,
+    pub carries: Option<Interrupts>,
     pub tsc_offset: u64,
     pub flushes: u32,
     pub efer: u64,
@@ -50,6 +53,8 @@ impl VirtualCpu for FakeCpu {
             nmi_blocked: false,
             cr2: 0,
             cr8: 0,
+            can_carry: false,
+            carries: None,
             tsc_offset: 0,
             flushes: 0,
             efer: 0,
@@ -141,6 +146,15 @@ impl VirtualCpu for FakeCpu {
         self.window = window;
     }
     fn await_nmi(&mut self) {}
+    fn can_carry(&self) -> bool {
+        self.can_carry
+    }
+    fn carry(&mut self, interrupts: Option<&Interrupts>) {
+        self.carries = interrupts.copied();
+    }
+    fn carried(&mut self) -> Option<Interrupts> {
+        self.carries
+    }
     fn set_deadline(&mut self, _: Option<Nanos>) {}
     fn flush_tlb(&mut self) {
         self.flushes += 1;

@@ -40,6 +40,7 @@ impl VmxVcpu {
             reason::RDMSR => Exit::Msr(Direction::Read),
             reason::WRMSR => Exit::Msr(Direction::Write),
             reason::TPR_BELOW_THRESHOLD => Exit::PriorityLowered,
+            reason::VIRTUALIZED_EOI => Exit::EndOfInterrupt(self.vmcs.read(field::EXIT_QUALIFICATION) as u8),
             reason::EPT_VIOLATION => self.violation(),
             reason::XSETBV => Exit::Xsetbv,
             reason::VMCLEAR..=reason::VMXON | reason::INVEPT | reason::INVVPID | reason::VMFUNC => Exit::Undefined,

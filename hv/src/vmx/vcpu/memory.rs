@@ -1,72 +1,55 @@
 //! Frames that the control structure points to.
 
-use hv_defs::msr::{Policy, TABLE};
+use hv_defs::apic;
+use hv_defs::msr::{Policy, TABLE, X2APIC_FIRST};
 use hv_defs::vmx::{MSR_BITMAP_BYTES, MSR_BITMAP_WRITES, msr_bitmap_position};
-use hv_defs::{Frame, Hpa, PAGE_SIZE};
+use hv_defs::{Hpa, PAGE_SIZE};
 use spin::Once;
 
 use crate::frame::{self, OwnerId};
 use crate::phys::Window;
 
-/// Offset of the task priority in the virtual-APIC page.
-const VTPR: u64 = 0x80;
-
-/// The virtual-APIC page: all that is used of it is the task priority, for CR8.
-pub(super) struct ApicPage(Frame);
-
-impl ApicPage {
-    pub fn new() -> Option<Self> {
-        frame::alloc_zeroed(OwnerId::HYPERVISOR).map(Self)
-    }
-
-    pub fn hpa(&self) -> Hpa {
-        self.0.hpa()
-    }
-
-    pub fn cr8(&self) -> u8 {
-        self.window().read_u32(VTPR).map_or(0, |priority| (priority >> 4 & 0xF) as u8)
-    }
-
-    pub fn set_cr8(&self, value: u8) {
-        let _ = self.window().write_u32(VTPR, u32::from(value) << 4);
-    }
-
-    fn window(&self) -> Window {
-        // SAFETY: 1. The frame is ours until `drop`: RAM in the direct map. 2. Besides this handle only the CPU uses it,
-        // inside the guest.
-        unsafe { Window::new(self.0.hpa(), PAGE_SIZE) }
-    }
+/// The MSR bitmaps, the same for every virtual CPU: all exit but the `Native` ones; and the bitmaps for those whose APIC
+/// the CPU carries. `None` without memory.
+pub(super) fn msr_bitmaps() -> Option<[Hpa; 2]> {
+    static BITMAPS: Once<Option<[Hpa; 2]>> = Once::new();
+    *BITMAPS.call_once(|| Some([frame_of(&msr_bits())?, frame_of(&carried_bits())?]))
 }
 
-impl Drop for ApicPage {
-    fn drop(&mut self) {
-        frame::free(OwnerId::HYPERVISOR, self.0);
-    }
-}
-
-/// The MSR bitmaps, the same for every virtual CPU: all exit but the `Native` ones. `None` without memory.
-pub(super) fn msr_bitmap() -> Option<Hpa> {
-    static BITMAP: Once<Option<Hpa>> = Once::new();
-    *BITMAP.call_once(|| {
-        let frame = frame::alloc_zeroed(OwnerId::HYPERVISOR)?;
-        // SAFETY: 1. The frame was just allocated: RAM in the direct map that nobody else refers to.
-        let window = unsafe { Window::new(frame.hpa(), PAGE_SIZE) };
-        window.write(0, &msr_bits()).ok()?;
-        Some(frame.hpa())
-    })
+fn frame_of(bits: &[u8; MSR_BITMAP_BYTES]) -> Option<Hpa> {
+    let frame = frame::alloc_zeroed(OwnerId::HYPERVISOR)?;
+    // SAFETY: 1. The frame was just allocated: RAM in the direct map that nobody else refers to.
+    let window = unsafe { Window::new(frame.hpa(), PAGE_SIZE) };
+    window.write(0, bits).ok()?;
+    Some(frame.hpa())
 }
 
 fn msr_bits() -> [u8; MSR_BITMAP_BYTES] {
     let mut bits = [0xFF; MSR_BITMAP_BYTES];
-    let native = TABLE.iter().filter(|row| row.policy == Policy::Native).flat_map(|row| row.first..=row.last);
-    for (byte, bit) in native.filter_map(msr_bitmap_position) {
-        for place in [byte, byte + MSR_BITMAP_WRITES] {
-            if let Some(byte) = bits.get_mut(place) {
-                *byte &= !(1 << bit);
-            }
-        }
+    for msr in TABLE.iter().filter(|row| row.policy == Policy::Native).flat_map(|row| row.first..=row.last) {
+        pass(&mut bits, msr, 0);
+        pass(&mut bits, msr, MSR_BITMAP_WRITES);
     }
     bits
+}
+
+/// Of the x2APIC's registers pass the two that the CPU's own logic answers fully: task priority and end of interrupt
+/// (which cannot be read).
+fn carried_bits() -> [u8; MSR_BITMAP_BYTES] {
+    let mut bits = msr_bits();
+    let [priority, end] = [apic::TPR, apic::EOI].map(|register| X2APIC_FIRST + u32::from(register));
+    pass(&mut bits, priority, 0);
+    pass(&mut bits, priority, MSR_BITMAP_WRITES);
+    pass(&mut bits, end, MSR_BITMAP_WRITES);
+    bits
+}
+
+fn pass(bits: &mut [u8; MSR_BITMAP_BYTES], msr: u32, direction: usize) {
+    if let Some((byte, bit)) = msr_bitmap_position(msr)
+        && let Some(byte) = bits.get_mut(byte + direction)
+    {
+        *byte &= !(1 << bit);
+    }
 }
 
 #[cfg(test)]
@@ -88,5 +71,10 @@ mod tests {
         let clear: u32 = bits.iter().map(|byte| byte.count_zeros()).sum();
         let native = TABLE.iter().filter(|row| row.policy == Policy::Native).count() as u32;
         assert_eq!(clear, 2 * native, "no register passes that no row names");
+        let carried: u32 = carried_bits().iter().map(|byte| byte.count_zeros()).sum();
+        assert_eq!(carried, clear + 3, "TPR, and the write to EOI");
+        let (byte, bit) = msr_bitmap_position(0x80B).unwrap();
+        let end = [byte, byte + MSR_BITMAP_WRITES].map(|byte| carried_bits()[byte] >> bit & 1);
+        assert_eq!(end, [1, 0], "a read faults");
     }
 }

@@ -11,8 +11,12 @@ fn vcpu() -> VmxVcpu {
         gprs: Gprs::default(),
         base_controls: primary::HLT_EXITING,
         controls: primary::HLT_EXITING,
+        secondary: secondary::ENABLE_EPT,
         queued: None,
         apic_page: ApicPage::new(),
+        can_carry: true,
+        carries: false,
+        ends_watched: VectorSet::default(),
         cr8: 0,
         timer_shift: Some(5),
         tag: 1,
@@ -152,6 +156,38 @@ fn windows_and_shadows() {
     assert_eq!(vcpu.vmcs.read(field::TPR_THRESHOLD), 5, "an entry with more would be refused");
     vcpu.set_window(Window::Closed);
     assert_eq!(vcpu.vmcs.read(field::TPR_THRESHOLD), 0);
+}
+
+/// The virtual-APIC page and the fields beside it hold what the CPU is to carry, and say what became of it.
+#[test]
+fn interrupts_are_carried() {
+    let mut vcpu = long();
+    assert_eq!(vcpu.carried(), None);
+    let set = |vectors: &[u8]| {
+        VectorSet(vectors.iter().fold([0; 4], |mut words, vector| {
+            words[usize::from(vector >> 6)] |= 1 << (vector & 63);
+            words
+        }))
+    };
+    let carried =
+        Interrupts { tpr: 0x23, requested: set(&[0x41, 0xFE]), in_service: set(&[0x30, 0x62]), level: set(&[0x62]) };
+    vcpu.carry(Some(&carried));
+    assert_eq!(vcpu.vmcs.read(field::GUEST_INTERRUPT_STATUS), 0x62FE);
+    assert_eq!(vcpu.vmcs.read(field::EOI_EXIT_BITMAP_1), 1 << 0x22);
+    assert_eq!(vcpu.vmcs.read(field::SECONDARY_CONTROLS) as u32, secondary::ENABLE_EPT | CARRYING);
+    let page = vcpu.apic_page.as_ref().unwrap().hpa();
+    // SAFETY: 1. The virtual CPU's page, in the fake RAM. 2. Nobody refers to it.
+    let page = unsafe { crate::phys::Window::new(page, 0x1000) };
+    let read = [0x80, 0x110, 0x130, 0x220, 0x270].map(|offset| page.read_u32(offset));
+    assert_eq!(read, [0x23, 1 << 16, 1 << 2, 1 << 1, 1 << 30].map(Some));
+    assert_eq!((vcpu.carried(), vcpu.cr8()), (Some(carried), 2));
+    page.write_u32(0x80, 0x50).unwrap();
+    page.write_u32(0x130, 0).unwrap();
+    assert_eq!(vcpu.carried(), Some(Interrupts { tpr: 0x50, in_service: set(&[0x30]), ..carried }));
+    let end = exit(&mut vcpu, reason::VIRTUALIZED_EOI, &[(field::EXIT_QUALIFICATION, 0x62)]);
+    assert_eq!(end, Exit::EndOfInterrupt(0x62));
+    vcpu.carry(None);
+    assert_eq!((vcpu.carried(), vcpu.vmcs.read(field::SECONDARY_CONTROLS) as u32), (None, secondary::ENABLE_EPT));
 }
 
 #[test]
