@@ -3,9 +3,11 @@
 
 use alloc::boxed::Box;
 use core::arch::asm;
+use core::ops::Range;
 
 use hv_defs::msr;
 use hv_defs::regs::{Cr0, Cr4, Xcr0};
+use hv_emu::{Upper, Vector};
 
 use crate::x86;
 
@@ -156,34 +158,80 @@ impl GuestState {
     }
 }
 
-/// XMM registers that FXSAVE stores, and where.
+/// Where FXSAVE and XSAVE store XMM0, and XSAVE which components are not in their initial state.
 const XMM: usize = 160;
-const XMM_COUNT: usize = 16;
+const XSTATE_BV: usize = 512;
+const AVX: u32 = 2;
+const ZMM_HI256: u32 = 6;
 
-/// Reads an XMM register of the guest whose state is in this CPU.
-pub fn read_xmm(index: u8) -> Option<u128> {
-    let mut area = Area([0; AREA]);
-    // SAFETY: 1. The area is aligned and larger than the 512 bytes of FXSAVE.
-    unsafe { asm!("fxsave64 [{}]", in(reg) area.0.as_mut_ptr(), options(nostack)) };
-    let index = usize::from(index);
-    let at = XMM + index * 16;
-    let bytes = area.0.get(at..at + 16).filter(|_| index < XMM_COUNT)?;
-    Some(u128::from_le_bytes(bytes.try_into().ok()?))
+/// Reads a vector register of the guest whose state is in this CPU.
+pub fn read_vector(index: u8) -> Option<Vector> {
+    let (mut area, mut value) = (Area([0; AREA]), Vector::default());
+    let xcr0 = capture(&mut area);
+    let (low, high) = value.split_at_mut(16);
+    low.copy_from_slice(area.0.get(xmm(index)?)?);
+    if xcr0 & Xcr0::AVX.bits() != 0 {
+        high.copy_from_slice(area.0.get(part(AVX, index, 16)?)?);
+    }
+    Some(value)
 }
 
-/// Writes an XMM register of the guest whose state is in this CPU.
-pub fn write_xmm(index: u8, value: u128) -> Option<()> {
+/// Loads a vector register of the guest whose state is in this CPU.
+pub fn write_vector(index: u8, value: Vector, upper: Upper) -> Option<()> {
     let mut area = Area([0; AREA]);
-    let index = usize::from(index);
-    let at = XMM + index * 16;
-    // SAFETY: 1. The area is aligned and larger than the 512 bytes of FXSAVE and FXRSTOR. 2. What is restored is what
-    // was saved, but for one XMM register, which takes any value.
+    let xcr0 = capture(&mut area);
+    let (low, high) = value.split_at(16);
+    area.0.get_mut(xmm(index)?)?.copy_from_slice(low);
+    let mut changed = Xcr0::SSE.bits();
+    if upper == Upper::Loaded && xcr0 & Xcr0::AVX.bits() != 0 {
+        area.0.get_mut(part(AVX, index, 16)?)?.copy_from_slice(high);
+        changed |= Xcr0::AVX.bits();
+        if xcr0 & Xcr0::ZMM_HI256.bits() != 0 {
+            area.0.get_mut(part(ZMM_HI256, index, 32)?)?.fill(0);
+        }
+    }
+    let present = area.0.get_mut(XSTATE_BV)?;
+    *present |= changed as u8;
+    let area = area.0.as_ptr();
+    // SAFETY: 1. The area is aligned, large enough, and holds what `capture` stored, but for one vector register, which
+    // takes any value.
     unsafe {
-        asm!("fxsave64 [{}]", in(reg) area.0.as_mut_ptr(), options(nostack));
-        area.0.get_mut(at..at + 16).filter(|_| index < XMM_COUNT)?.copy_from_slice(&value.to_le_bytes());
-        asm!("fxrstor64 [{}]", in(reg) area.0.as_ptr(), options(nostack));
+        if xcr0 != 0 {
+            asm!("xrstor64 [{}]", in(reg) area, in("eax") !0, in("edx") !0, options(nostack));
+        } else {
+            asm!("fxrstor64 [{}]", in(reg) area, options(nostack));
+        }
     }
     Some(())
+}
+
+/// Stores the state that is in this CPU; answers XCR0 if that was by XSAVE, which leaves SSE out of what XCR0 leaves out.
+fn capture(area: &mut Area) -> u64 {
+    let area = area.0.as_mut_ptr();
+    // SAFETY: 1. The area is aligned and large enough (`fits`). 2. XGETBV and XSAVE are used where they exist.
+    unsafe {
+        let mut xcr0 = 0_u32;
+        if has_xsave() {
+            asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack));
+        }
+        if u64::from(xcr0) & Xcr0::SSE.bits() != 0 {
+            asm!("xsave64 [{}]", in(reg) area, in("eax") !0, in("edx") !0, options(nostack));
+            return u64::from(xcr0);
+        }
+        asm!("fxsave64 [{}]", in(reg) area, options(nostack));
+    }
+    0
+}
+
+fn xmm(index: u8) -> Option<Range<usize>> {
+    let at = XMM + usize::from(index) * 16;
+    (index < 16).then_some(at..at + 16)
+}
+
+/// What a component of the standard form holds of one of 16 registers.
+fn part(component: u32, index: u8, size: usize) -> Option<Range<usize>> {
+    let at = x86::cpuid(0xD, component).ebx as usize + usize::from(index) * size;
+    (index < 16).then_some(at..at + size)
 }
 
 /// # Safety

@@ -158,6 +158,26 @@ every_form:
     forms "movq xmm0, rcx; movq [rbx], xmm0"
     forms "movdqu xmm0, [rbx]; movq rcx, xmm0; psrldq xmm0, 8; movq r9, xmm0"
     forms "movq xmm0, rcx; movups [rbx], xmm0"
+    # AVX, where there is: half of each of these 32 bytes lies before the four dwords.
+    mov eax, 1
+    cpuid
+    not ecx
+    test ecx, 0x14000000                # XSAVE, AVX
+    jnz no_avx
+    mov rax, cr4
+    or eax, 0x40000                     # OSXSAVE
+    mov cr4, rax
+    xor ecx, ecx
+    xor edx, edx
+    mov eax, 7
+    xsetbv
+    forms "vmovdqu ymm0, [rbx - 16]; vextractf128 xmm0, ymm0, 1; vmovq r9, xmm0"
+    forms "vmovq xmm9, rcx; vinsertf128 ymm9, ymm9, xmm9, 1; vmovups [rbx - 16], ymm9"
+    forms "vmovq xmm0, rcx; vmovdqu [rbx], xmm0"
+    # What a load of 16 bytes does to the other half.
+    forms "vmovq xmm0, rcx; vinsertf128 ymm0, ymm0, xmm0, 1; vmovdqu xmm0, [rbx]; vextractf128 xmm0, ymm0, 1; vmovq r9, xmm0"
+    forms "vmovq xmm0, rcx; vinsertf128 ymm0, ymm0, xmm0, 1; movdqu xmm0, [rbx]; vextractf128 xmm0, ymm0, 1; vmovq r9, xmm0"
+no_avx:
     # Addresses in full, and relative to RIP.
     mov eax, DEVICE
     mov dword ptr [rax], PATTERN

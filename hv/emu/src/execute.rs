@@ -1,8 +1,8 @@
 //! Execution of memory and port instructions.
 
 use crate::alu::{self, CF, Op, ZF};
-use crate::operand::{Cpu, Gpr, MAX_OPERAND, Operand, effective, general, get, linear, memory_width, set, xmm};
-use crate::{Access, Bus, Decoded, Exception, Outcome, Registers, string};
+use crate::operand::{Cpu, Gpr, MAX_OPERAND, Operand, effective, general, get, linear, memory_width, set, vector};
+use crate::{Access, Bus, Decoded, Exception, Outcome, Registers, Upper, string};
 use hv_defs::Width;
 use iced_x86::{Mnemonic, OpKind, Register};
 
@@ -80,10 +80,17 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
             M::Bt | M::Bts | M::Btr | M::Btc => self.bit_test()?,
             M::Push => self.push()?,
             M::Pop => self.pop()?,
-            M::Movups | M::Movaps | M::Movupd | M::Movapd | M::Movdqu | M::Movdqa => self.vector_move(MAX_OPERAND)?,
-            M::Movntdq | M::Movntps | M::Movntpd | M::Movntdqa | M::Lddqu => self.vector_move(MAX_OPERAND)?,
-            M::Movq => self.vector_move(8)?,
-            M::Movd => self.vector_move(4)?,
+            M::Movups | M::Movaps | M::Movupd | M::Movapd | M::Movdqu | M::Movdqa => {
+                self.vector_move(16, Upper::Kept)?
+            }
+            M::Movntdq | M::Movntps | M::Movntpd | M::Movntdqa | M::Lddqu => self.vector_move(16, Upper::Kept)?,
+            M::Movq => self.vector_move(8, Upper::Kept)?,
+            M::Movd => self.vector_move(4, Upper::Kept)?,
+            M::Vmovups | M::Vmovaps | M::Vmovupd | M::Vmovapd => self.vector_move(MAX_OPERAND, Upper::Loaded)?,
+            M::Vmovdqu | M::Vmovdqa | M::Vlddqu => self.vector_move(MAX_OPERAND, Upper::Loaded)?,
+            M::Vmovntdq | M::Vmovntps | M::Vmovntpd | M::Vmovntdqa => self.vector_move(MAX_OPERAND, Upper::Loaded)?,
+            M::Vmovq => self.vector_move(8, Upper::Loaded)?,
+            M::Vmovd => self.vector_move(4, Upper::Loaded)?,
             M::In => self.port_in()?,
             M::Out => self.port_out()?,
             _ => return string::execute(self),
@@ -249,21 +256,20 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
         Gpr::new(4, self.regs.bitness.width())
     }
 
-    /// SSE moves of `len` bytes between an XMM register and memory.
-    fn vector_move(&mut self, len: usize) -> Result<()> {
-        if self.i.op1_kind() == OpKind::Memory {
-            let target = xmm(self.i.op0_register()).ok_or(Stop::Unsupported)?;
-            let location = self.memory(len, Access::Read)?;
-            self.bus.xmm(target).ok_or(Stop::Unsupported)?;
-            let value = location.load(self.bus);
-            return self.bus.set_xmm(target, value).ok_or(Stop::Unsupported);
-        }
-        if self.i.op0_kind() != OpKind::Memory {
+    /// SSE and AVX moves of at most `most` bytes between a vector register and memory.
+    fn vector_move(&mut self, most: usize, upper: Upper) -> Result<()> {
+        let number = if self.i.op1_kind() == OpKind::Memory { 0 } else { 1 };
+        if self.i.op_kind(1 - number) != OpKind::Memory {
             return Err(Stop::Unsupported);
         }
-        let value = xmm(self.i.op1_register()).and_then(|index| self.bus.xmm(index)).ok_or(Stop::Unsupported)?;
-        self.memory(len, Access::Write)?.store(self.bus, value);
-        Ok(())
+        let (index, len) = vector(self.i.op_register(number)).ok_or(Stop::Unsupported)?;
+        let value = self.bus.vector(index).ok_or(Stop::Unsupported)?;
+        if number == 1 {
+            self.memory(len.min(most), Access::Write)?.store_vector(self.bus, value);
+            return Ok(());
+        }
+        let value = self.memory(len.min(most), Access::Read)?.load_vector(self.bus);
+        self.bus.set_vector(index, value, upper).ok_or(Stop::Unsupported)
     }
 
     fn port_in(&mut self) -> Result<()> {

@@ -120,14 +120,26 @@ pub trait Bus {
     fn port_read(&mut self, port: u16, width: Width) -> u32;
     /// Writes an I/O port.
     fn port_write(&mut self, port: u16, width: Width, value: u32);
-    /// Value of an XMM register, if the caller can reach them.
-    fn xmm(&mut self, _index: u8) -> Option<u128> {
+    /// The first 32 bytes of a vector register, if the caller can reach them.
+    fn vector(&mut self, _index: u8) -> Option<Vector> {
         None
     }
-    /// Sets an XMM register; answers whether it could.
-    fn set_xmm(&mut self, _index: u8, _value: u128) -> Option<()> {
+    /// Loads a vector register; answers whether it could.
+    fn set_vector(&mut self, _index: u8, _value: Vector, _upper: Upper) -> Option<()> {
         None
     }
+}
+
+/// Contents of a YMM register; those of the XMM register come first.
+pub type Vector = [u8; 32];
+
+/// What a load does to a vector register above its first 16 bytes (SDM 1 14.1.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Upper {
+    /// Nothing, as instructions do that came with SSE.
+    Kept,
+    /// It takes the rest of the value and clears what is above that, as VEX instructions do.
+    Loaded,
 }
 
 /// An exception to inject into the guest.

@@ -1,7 +1,7 @@
 //! Operands: registers, immediates and memory locations of a decoded instruction.
 
 use crate::execute::Stop;
-use crate::{Access, Bitness, Bus, Exception, Registers, Segment, translate};
+use crate::{Access, Bitness, Bus, Exception, Registers, Segment, Vector, translate};
 use hv_defs::{Gpa, Gva, Width};
 use iced_x86::{Instruction, MemorySize, OpKind, Register};
 
@@ -62,11 +62,13 @@ pub fn set(regs: &mut Registers, gpr: Gpr, value: u64) {
     }
 }
 
-/// Index of an XMM register.
-pub fn xmm(register: Register) -> Option<u8> {
+/// Index and bytes of an XMM or YMM register.
+pub fn vector(register: Register) -> Option<(u8, usize)> {
     let number = register as u32;
-    let first = Register::XMM0 as u32;
-    (number >= first && number <= Register::XMM15 as u32).then(|| (number - first) as u8)
+    [(Register::XMM0, 16), (Register::YMM0, 32)].into_iter().find_map(|(first, len)| {
+        let index = number.checked_sub(first as u32).filter(|index| *index < 16)?;
+        Some((index as u8, len))
+    })
 }
 
 /// Width of a memory operand of 1 to 8 bytes.
@@ -122,7 +124,7 @@ pub fn effective(regs: &Registers, instruction: &Instruction) -> Gva {
     linear(regs, instruction.memory_segment(), offset & width.map_or(u64::MAX, Width::mask))
 }
 
-/// A memory location of 1 to 16 bytes, already translated; at most two pages.
+/// A memory location of 1 to 32 bytes, already translated; at most two pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Location {
     first: Gpa,
@@ -131,7 +133,7 @@ pub struct Location {
 }
 
 /// Bytes that one instruction can move at most.
-pub const MAX_OPERAND: usize = 16;
+pub const MAX_OPERAND: usize = size_of::<Vector>();
 
 impl Location {
     /// Translates `len` bytes at `address`; both pages before anything is moved, so that a fault leaves no trace.
@@ -172,25 +174,38 @@ impl Location {
         }
     }
 
-    /// Reads the location.
-    pub fn load<B: Bus + ?Sized>(&self, bus: &mut B) -> u128 {
+    /// Reads the location; what is not of it is zero.
+    pub fn load_vector<B: Bus + ?Sized>(&self, bus: &mut B) -> Vector {
         let mut raw = [0; MAX_OPERAND];
         self.pieces(|gpa, range| {
             if let Some(chunk) = raw.get_mut(range) {
                 bus.read(gpa, chunk);
             }
         });
-        u128::from_le_bytes(raw)
+        raw
     }
 
     /// Writes the location.
-    pub fn store<B: Bus + ?Sized>(&self, bus: &mut B, value: u128) {
-        let raw = value.to_le_bytes();
+    pub fn store_vector<B: Bus + ?Sized>(&self, bus: &mut B, raw: Vector) {
         self.pieces(|gpa, range| {
             if let Some(chunk) = raw.get(range) {
                 bus.write(gpa, chunk);
             }
         });
+    }
+
+    /// Reads a location of at most 16 bytes.
+    pub fn load<B: Bus + ?Sized>(&self, bus: &mut B) -> u128 {
+        self.load_vector(bus).first_chunk().copied().map_or(0, u128::from_le_bytes)
+    }
+
+    /// Writes a location of at most 16 bytes.
+    pub fn store<B: Bus + ?Sized>(&self, bus: &mut B, value: u128) {
+        let mut raw = [0; MAX_OPERAND];
+        if let Some(low) = raw.first_chunk_mut() {
+            *low = value.to_le_bytes();
+        }
+        self.store_vector(bus, raw);
     }
 }
 

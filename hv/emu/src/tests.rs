@@ -13,7 +13,7 @@ struct Machine {
     device: Vec<(u64, Vec<u8>, bool)>,
     answer: u64,
     ports: Vec<(u16, Width, Option<u32>)>,
-    vectors: [u128; 16],
+    vectors: [Vector; 16],
 }
 
 impl Machine {
@@ -80,11 +80,12 @@ impl Bus for Machine {
     fn port_write(&mut self, port: u16, width: Width, value: u32) {
         self.ports.push((port, width, Some(value)));
     }
-    fn xmm(&mut self, index: u8) -> Option<u128> {
+    fn vector(&mut self, index: u8) -> Option<Vector> {
         self.vectors.get(usize::from(index)).copied()
     }
-    fn set_xmm(&mut self, index: u8, value: u128) -> Option<()> {
-        *self.vectors.get_mut(usize::from(index))? = value;
+    fn set_vector(&mut self, index: u8, value: Vector, upper: Upper) -> Option<()> {
+        let len = if upper == Upper::Kept { 16 } else { 32 };
+        self.vectors.get_mut(usize::from(index))?[..len].copy_from_slice(&value[..len]);
         Some(())
     }
 }
@@ -312,12 +313,34 @@ fn ports_by_number_and_by_dx() {
 #[test]
 fn vector_moves_take_sixteen_bytes() {
     let (mut machine, mut regs) = at_device();
-    machine.vectors[1] = 0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF;
+    machine.vectors[1] = core::array::from_fn(|byte| byte as u8);
     assert_eq!(machine.run(&mut regs, &[0x0F, 0x11, 0x0B]), Outcome::Done); // movups [rbx], xmm1
     assert_eq!(machine.device.len(), 2);
-    assert_eq!(machine.device[1], (DEVICE + 8, 0x0011_2233_4455_6677u64.to_le_bytes().to_vec(), true));
+    assert_eq!(machine.device[1], (DEVICE + 8, (8..16).collect(), true));
+    machine.vectors[2] = [0xEE; 32];
     assert_eq!(machine.run(&mut regs, &[0x66, 0x0F, 0x6F, 0x13]), Outcome::Done); // movdqa xmm2, [rbx]
-    assert_eq!(machine.vectors[2], 0x1122_3344_5566_7788_1122_3344_5566_7788);
+    let answer = machine.answer.to_le_bytes();
+    assert_eq!(machine.vectors[2][..16], [answer, answer].concat());
+    assert_eq!(machine.vectors[2][16..], [0xEE; 16]);
+    assert_eq!(machine.run(&mut regs, &[0xF3, 0x0F, 0x7E, 0x13]), Outcome::Done); // movq xmm2, [rbx]
+    assert_eq!(machine.vectors[2][..16], [answer, [0; 8]].concat());
+    assert_eq!(machine.vectors[2][16..], [0xEE; 16]);
+}
+
+#[test]
+fn vex_moves_take_up_to_thirty_two_bytes() {
+    let (mut machine, mut regs) = at_device();
+    machine.vectors[9] = core::array::from_fn(|byte| byte as u8);
+    assert_eq!(machine.run(&mut regs, &[0xC5, 0x7E, 0x7F, 0x0B]), Outcome::Done); // vmovdqu [rbx], ymm9
+    let stored: Vec<u8> = machine.device.iter().flat_map(|(_, bytes, _)| bytes.clone()).collect();
+    assert_eq!(stored, (0..32).collect::<Vec<u8>>());
+    assert_eq!(machine.device[3].0, DEVICE + 24);
+    let answer = machine.answer.to_le_bytes();
+    machine.vectors[2] = [0xEE; 32];
+    assert_eq!(machine.run(&mut regs, &[0xC5, 0xFA, 0x6F, 0x13]), Outcome::Done); // vmovdqu xmm2, [rbx]
+    assert_eq!(machine.vectors[2].to_vec(), [answer, answer, [0; 8], [0; 8]].concat());
+    assert_eq!(machine.run(&mut regs, &[0xC5, 0xFC, 0x28, 0x13]), Outcome::Done); // vmovaps ymm2, [rbx]
+    assert_eq!(machine.vectors[2].to_vec(), [answer; 4].concat());
 }
 
 #[test]

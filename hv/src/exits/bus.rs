@@ -4,7 +4,7 @@ use hv_defs::{Gpa, Nanos, Width};
 use hv_dev::Message;
 use hv_dev::apic::{ApicBus, Lapic};
 use hv_dev::pci::Space;
-use hv_emu::{Bus, NotRam, pieces};
+use hv_emu::{Bus, NotRam, Upper, Vector, pieces};
 
 use crate::fpu;
 use crate::stats::{Nobody, Reason};
@@ -171,12 +171,12 @@ impl Bus for GuestBus<'_> {
         self.port_out(port, width, value);
     }
 
-    fn xmm(&mut self, index: u8) -> Option<u128> {
-        fpu::read_xmm(index)
+    fn vector(&mut self, index: u8) -> Option<Vector> {
+        fpu::read_vector(index)
     }
 
-    fn set_xmm(&mut self, index: u8, value: u128) -> Option<()> {
-        fpu::write_xmm(index, value)
+    fn set_vector(&mut self, index: u8, value: Vector, upper: Upper) -> Option<()> {
+        fpu::write_vector(index, value, upper)
     }
 }
 
