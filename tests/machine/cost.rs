@@ -78,14 +78,14 @@ fn starts_within(machine: Machine, bound: u64) {
 /// 50 instructions a microsecond.
 #[test]
 fn starts_quickly_on_vmx() {
-    starts_within(Machine::vmx_bochs("start-vmx", tests::image()), 75_000);
+    starts_within(Machine::vmx_bochs("start-vmx", tests::image()), 134_000);
 }
 
 /// 1000 instructions a microsecond.
 #[test]
 fn starts_quickly_on_svm() {
     let machine = Machine::svm_tcg("start-svm", tests::image()).gpu(Gpu::None).memory_mib(512);
-    starts_within(machine.emulator("-icount").emulator("shift=0,sleep=off"), 25_000);
+    starts_within(machine.emulator("-icount").emulator("shift=0,sleep=off"), 27_500);
 }
 
 /// Exits, and the most instructions that each may take. `track` is the first store to a page that Prism watches, and all
