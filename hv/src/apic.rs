@@ -42,6 +42,11 @@ pub fn flush_ipi(cpu: CpuId) {
     send_to(cpu, u32::from(vector::FLUSH));
 }
 
+/// Makes an interrupt wait for this CPU, whose interrupts are off: it exits its guest before the first instruction.
+pub(crate) fn interrupt_self(vector: u8) {
+    send(0, u32::from(vector) | ICR_ASSERT | ICR_SELF);
+}
+
 /// Stops every other CPU for good, by NMI: it reaches them with interrupts disabled too.
 pub(crate) fn stop_others() {
     if PAGE.is_completed() {

@@ -37,6 +37,8 @@ pub mod vector {
     pub const FLUSH: u8 = 0x22;
     /// Halt.
     pub const STOP: u8 = 0x23;
+    /// Sent by a CPU to itself, to have its guest exit at once; it means nothing else.
+    pub const BOUNCE: u8 = 0x24;
     /// First of the device vectors.
     pub const DEVICE: u8 = 0x30;
     /// Slots for devices.
@@ -141,7 +143,7 @@ mod tests {
 
     #[test]
     fn vectors_do_not_overlap() {
-        let fixed = [vector::TIMER, vector::KICK, vector::FLUSH, vector::STOP, vector::CONSOLE, vector::SPURIOUS];
+        let fixed = [vector::TIMER, vector::KICK, vector::FLUSH, vector::STOP, vector::BOUNCE, vector::CONSOLE, vector::SPURIOUS];
         for (index, one) in fixed.iter().enumerate() {
             assert!(*one >= 0x20 && !fixed[..index].contains(one));
             assert!(!(vector::DEVICE..vector::DEVICE + vector::DEVICES).contains(one));

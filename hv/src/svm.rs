@@ -2,6 +2,7 @@
 
 mod entry;
 mod permissions;
+mod quirk;
 mod vcpu;
 
 use alloc::boxed::Box;
@@ -25,6 +26,7 @@ pub struct Svm {
     /// The host state-save area; kept for the life of the CPU.
     _save_area: Frame,
     barriers: Barriers,
+    injection: quirk::Injection,
 }
 
 /// Whether CPUID shows AMD-V.
@@ -66,7 +68,7 @@ impl Extension for Svm {
             x86::write_msr(msr::VM_HSAVE_PA, save_area.hpa().0);
             entry::save_host(host.hpa());
         }
-        Ok(Self { host, _save_area: save_area, barriers: Barriers::enable() })
+        Ok(Self { host, _save_area: save_area, barriers: Barriers::enable(), injection: quirk::Injection::of_this_cpu() })
     }
 
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>> {

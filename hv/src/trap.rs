@@ -44,6 +44,8 @@ const NAMES: [&str; 32] = [
     "#AC", "#MC", "#XM", "#VE", "#CP", "22", "23", "24", "25", "26", "27", "#HV", "#VC", "#SX", "31",
 ];
 
+/// Exceptions that are taken on a stack of their own.
+const STACK_SWITCHING: [u8; 3] = [2, 8, 18];
 const BREAKPOINT: u8 = 3;
 const NMI: u8 = 2;
 
@@ -129,5 +131,22 @@ fn fatal(vector: u8, frame: &Frame) -> ! {
     say!("  rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
     say!("  r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}", frame.r9, frame.r10, frame.r11, frame.r12);
     say!("  r13 {:#018x} r14 {:#018x} r15 {:#018x}", frame.r13, frame.r14, frame.r15);
+    if !STACK_SWITCHING.contains(&vector) {
+        print_stack(frame.rsp);
+    }
     power::exit(Exit::Panic)
+}
+
+/// What lies on the stack, as far as the page goes: frames of interrupts and calls.
+fn print_stack(rsp: u64) {
+    let words = ((0x1000 - (rsp & 0xFFF)) / 8).min(48);
+    let word = |index: u64| {
+        // SAFETY: 1. The exception was taken on this stack, right below `rsp`, so that the page is mapped. 2. The address
+        // is aligned, and in that page. 3. Nobody else runs on this stack.
+        unsafe { core::ptr::with_exposed_provenance::<u64>((rsp + 8 * index) as usize & !7).read_volatile() }
+    };
+    for index in (0..words).step_by(4).filter(|index| index + 4 <= words) {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|n| word(index + n));
+        say!("  stack {:#x}: {a:#018x} {b:#018x} {c:#018x} {d:#018x}", rsp + 8 * index);
+    }
 }

@@ -48,6 +48,7 @@ pub const ICR_LOGICAL: u32 = 1 << 11;
 pub const ICR_BUSY: u32 = 1 << 12;
 pub const ICR_ASSERT: u32 = 1 << 14;
 pub const ICR_LEVEL: u32 = 1 << 15;
+pub const ICR_SELF: u32 = 0b01 << 18;
 pub const ICR_ALL_BUT_SELF: u32 = 0b11 << 18;
 /// Everything but the reserved bits and the (always idle) delivery status.
 pub const ICR_WRITABLE: u32 = 0x000C_CFFF;

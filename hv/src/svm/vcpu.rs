@@ -12,11 +12,12 @@ use zerocopy::FromZeros;
 use super::Svm;
 use super::entry;
 use super::permissions;
+use super::quirk::Injection;
 use crate::frame::{self, OwnerId};
 use crate::load::linux::Entry;
 use crate::switch::Gprs;
 use crate::vendor::{Direction, Event, Exit, Setup, Start, VirtualCpu, Window};
-use crate::{apic, percpu, phys, speculation, x86};
+use crate::{apic, irq, percpu, phys, speculation, x86};
 
 /// Exceptions that exit: #DB and #AC, as a guest can make their delivery loop for ever, and #MC.
 const WATCHED: u32 = 1 << regs::vector::DB | 1 << regs::vector::AC | 1 << regs::vector::MC;
@@ -120,6 +121,9 @@ impl VirtualCpu for SvmVcpu {
             self.flush_tlb();
         }
         let before = (self.nmi == NmiState::Returning).then(|| self.begin_step());
+        if svm.injection == Injection::UntilExit && self.interrupt_queued() {
+            apic::interrupt_self(irq::vector::BOUNCE);
+        }
         svm.barriers.on_entry(speculation::command);
         // SAFETY: 1. `svm` exists: SVM is on and the save area set on this CPU. 2. The block was built by `new`, whose
         // nested tables map only what the VM owns; `&mut self` says that no other CPU uses it. 3. `svm.host` is filled.
@@ -410,6 +414,11 @@ impl SvmVcpu {
         control.intercept_misc1 = INTERCEPTS_1;
         control.intercept_cr_write = 0;
         control.tlb_control = defs::TLB_FLUSH_ALL;
+    }
+
+    /// Whether the event queued is an external interrupt.
+    fn interrupt_queued(&self) -> bool {
+        self.block.control.event_inj & (event::VALID | event::TYPE_MASK) == event::VALID | event::TYPE_INTR
     }
 
     /// Queues again what was being delivered when the exit came. INT n, INT3 and INTO run again by themselves, as RIP

@@ -1,0 +1,57 @@
+//! Faults of emulated AMD-V that are worked round, each only where CPUID shows that emulator.
+
+use hv_defs::cpuid::HYPERVISOR_BASE;
+
+use crate::x86;
+
+/// What CPUID's hypervisor leaf says where QEMU itself executes instructions (TCG).
+const TCG: [u8; 12] = *b"TCGTCGTCGTCG";
+/// CPUID 1 ECX: a hypervisor is there, so its leaf is.
+const HYPERVISOR: u32 = 1 << 31;
+
+/// What becomes of an external interrupt that VMRUN injects.
+///
+/// QEMU's `helper_vmrun` leaves the vector of an injected interrupt (type 0, no other) in `exception_index` after it has
+/// delivered it. When the emulator's thread next leaves its loop for a reason of the emulator's own, before the guest
+/// exits (`exit_request` in `cpu_handle_interrupt`: another CPU's thread wants it to stop), the vector is delivered once
+/// more, whatever the guest's IF says. Linux then runs its timer handler in a section that holds a spinlock, or enters
+/// the kernel twice without SWAPGS. Any exit of the guest clears what was left (QEMU 7.2 to 11.1; shown by the test
+/// `emulators`, `an_injected_interrupt_comes_twice_in_qemu`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Injection {
+    /// It is delivered once.
+    Once,
+    /// It may be delivered again until the guest exits: have it exit before its first instruction.
+    UntilExit,
+}
+
+impl Injection {
+    /// By what this CPU says of itself.
+    pub fn of_this_cpu() -> Self {
+        if x86::cpuid(1, 0).ecx & HYPERVISOR == 0 {
+            return Self::Once;
+        }
+        let leaf = x86::cpuid(HYPERVISOR_BASE, 0);
+        Self::of_vendor([leaf.ebx, leaf.ecx, leaf.edx])
+    }
+
+    fn of_vendor(words: [u32; 3]) -> Self {
+        if words.iter().flat_map(|word| word.to_le_bytes()).eq(TCG) { Self::UntilExit } else { Self::Once }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tcg_has_it() {
+        let words = |text: &[u8; 12]| {
+            let word = |n: usize| u32::from_le_bytes([text[n], text[n + 1], text[n + 2], text[n + 3]]);
+            [word(0), word(4), word(8)]
+        };
+        assert_eq!(Injection::of_vendor(words(b"TCGTCGTCGTCG")), Injection::UntilExit);
+        assert_eq!(Injection::of_vendor(words(b"KVMKVMKVM\0\0\0")), Injection::Once);
+        assert_eq!(Injection::of_vendor([0; 3]), Injection::Once);
+    }
+}
