@@ -143,7 +143,15 @@ mod tests {
 
     #[test]
     fn vectors_do_not_overlap() {
-        let fixed = [vector::TIMER, vector::KICK, vector::FLUSH, vector::STOP, vector::BOUNCE, vector::CONSOLE, vector::SPURIOUS];
+        let fixed = [
+            vector::TIMER,
+            vector::KICK,
+            vector::FLUSH,
+            vector::STOP,
+            vector::BOUNCE,
+            vector::CONSOLE,
+            vector::SPURIOUS,
+        ];
         for (index, one) in fixed.iter().enumerate() {
             assert!(*one >= 0x20 && !fixed[..index].contains(one));
             assert!(!(vector::DEVICE..vector::DEVICE + vector::DEVICES).contains(one));

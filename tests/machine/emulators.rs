@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use qemu::machine::{Gpu, Kind, Machine, kvm};
 use qemu::provision::Qemu;
@@ -122,6 +124,39 @@ fn a_kvm_that_fails_fails_the_self_test() {
     fs::remove_dir_all(folder).unwrap();
 }
 
+/// How often the handler of an injected interrupt is entered in the program `name`, which needs no Prism.
+fn deliveries(name: &str) -> i32 {
+    let folder = folder(name);
+    let program = folder.join(name);
+    fs::write(&program, qemu::build::assembled_guest(name, "-").unwrap()).unwrap();
+    let mut command = Command::new(Qemu::get().unwrap().program);
+    // One thread for two CPUs takes turns by the clock: the loop that runs a CPU's code is left every tenth of a second.
+    command.args(["-machine", "q35", "-accel", "tcg,thread=single", "-smp", "2", "-cpu", "EPYC,+svm", "-m", "64"]);
+    command.args(["-nodefaults", "-display", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    let mut emulator = command.arg("-kernel").arg(program).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let status = loop {
+        match emulator.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                emulator.kill().unwrap();
+                panic!("{name} does not end: {:?}", emulator.wait());
+            }
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    fs::remove_dir_all(folder).unwrap();
+    status.code().expect("no signal ended it") >> 1
+}
+
+/// Why `hv` has guests exit at once behind an injected interrupt in QEMU (`hv/src/svm/quirk.rs`), shown without Prism.
+/// If the first half fails, this QEMU is mended, and those that are need the way round no more.
+#[test]
+fn an_injected_interrupt_comes_twice_in_qemu_unless_the_guest_exits() {
+    assert_eq!(deliveries("twice"), 2, "interrupts injected in this QEMU are delivered once: see hv/src/svm/quirk.rs");
+    assert_eq!(deliveries("twice_bounced"), 1, "and an exit is no way round");
+}
+
 /// Keys reach a guest of Prism on every machine: here through Bochs' serial line.
 #[test]
 fn bochs_has_a_serial_line_with_two_ends() {
@@ -130,7 +165,7 @@ fn bochs_has_a_serial_line_with_two_ends() {
         .file("ladder", &qemu::build::assembled_guest("ladder", &nonce).unwrap());
     let machine = Machine::vmx_bochs("bochs-serial", tests::image()).gpu(Gpu::None).module(bundle.finish());
     let mut running = machine.start().unwrap();
-    let limit = std::time::Duration::from_secs(120);
+    let limit = Duration::from_secs(120);
     running.expect(&format!("done {nonce}"), limit).unwrap();
     running.expect("@vm vm=ladder n=1 state=off", limit).unwrap();
     running.send(b"\x1dm").unwrap();

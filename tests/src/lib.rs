@@ -35,6 +35,12 @@ pub fn bare() -> &'static PathBuf {
     BARE.get_or_init(|| qemu::build::guest_program("bare").expect("the guest program builds"))
 }
 
+/// The guest program that keeps CPUs, timers and page tables busy, built once a test process.
+pub fn churn() -> &'static PathBuf {
+    static CHURN: OnceLock<PathBuf> = OnceLock::new();
+    CHURN.get_or_init(|| qemu::build::guest_program("churn").expect("the guest program builds"))
+}
+
 /// A word that no earlier run has printed. Put it where nothing echoes it (a guest's script, not a command line):
 /// its appearance then proves that the guest came so far.
 pub fn nonce() -> String {

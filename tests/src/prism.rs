@@ -1,7 +1,7 @@
 //! Guests with vGPUs under Prism: putting a run together, talking to it, and judging what it leaves.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qemu::bundle::Bundle;
@@ -36,6 +36,8 @@ pub struct Guest {
     kernel: KernelKind,
     memory_mib: u32,
     gpu: &'static str,
+    /// What its command line has besides the usual.
+    words: &'static str,
     programs: Vec<PathBuf>,
     /// Alternating: what comes before i915 is loaded, what comes after.
     before: String,
@@ -59,6 +61,7 @@ impl Guest {
             kernel,
             memory_mib: 1024,
             gpu: "gpu = {}",
+            words: "",
             programs: vec![crate::smoke().clone()],
             before: String::new(),
             after: script.into(),
@@ -81,6 +84,18 @@ impl Guest {
     /// How much memory it has.
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Words for its kernel's command line.
+    pub fn words(mut self, words: &'static str) -> Self {
+        self.words = words;
+        self
+    }
+
+    /// Adds a program to its `/bin`.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.programs.push(program.into());
         self
     }
 
@@ -126,8 +141,8 @@ pub fn with_guests(machine: Machine, guests: &[Guest]) -> Machine {
         writeln!(
             config,
             "[[vm]]\nname = \"{0}\"\nmemory_mib = {1}\nkernel = \"{0}.kernel\"\ninitrd = \"{0}.initrd\"\n\
-             cmdline = \"console=ttyS0 quiet panic=-1\"\n{2}",
-            guest.name, guest.memory_mib, guest.gpu
+             cmdline = \"console=ttyS0 quiet panic=-1 {3}\"\n{2}",
+            guest.name, guest.memory_mib, guest.gpu, guest.words
         )
         .expect("a string takes it");
     }
@@ -200,6 +215,16 @@ impl Conversation {
         self.running.send(b"stats\r").expect("the machine listens");
         self.last = Console::parse(&self.expect("prism> "));
         self.last.clone()
+    }
+
+    /// Gives the monitor a command; all guests stay visible.
+    pub fn command(&mut self, command: &str) {
+        self.running.send(format!("\x1dm{command}\r\x1da").as_bytes()).expect("the machine listens");
+    }
+
+    /// All that was said so far.
+    pub fn so_far(&self) -> String {
+        self.running.so_far()
     }
 
     /// Waits for the end.

@@ -15,8 +15,8 @@ const HYPERVISOR: u32 = 1 << 31;
 /// delivered it. When the emulator's thread next leaves its loop for a reason of the emulator's own, before the guest
 /// exits (`exit_request` in `cpu_handle_interrupt`: another CPU's thread wants it to stop), the vector is delivered once
 /// more, whatever the guest's IF says. Linux then runs its timer handler in a section that holds a spinlock, or enters
-/// the kernel twice without SWAPGS. Any exit of the guest clears what was left (QEMU 7.2 to 11.1; shown by the test
-/// `emulators`, `an_injected_interrupt_comes_twice_in_qemu`).
+/// the kernel twice without SWAPGS. Any exit of the guest clears what was left (QEMU 11.1, and as far as its source
+/// tells 10.0; shown by the test `emulators`, `an_injected_interrupt_comes_twice_in_qemu_unless_the_guest_exits`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Injection {
     /// It is delivered once.

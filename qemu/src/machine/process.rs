@@ -231,7 +231,7 @@ impl Running {
     }
 
     /// All that came over the serial line so far.
-    fn so_far(&self) -> String {
+    pub fn so_far(&self) -> String {
         String::from_utf8_lossy(&self.serial.lock().bytes).into_owned()
     }
 

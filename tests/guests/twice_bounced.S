@@ -1,0 +1,3 @@
+# `twice` with the way round.
+#define BOUNCE
+#include "twice.S"
