@@ -25,8 +25,9 @@ pub(super) unsafe fn save_host(block: Hpa) {
 
 /// Runs a guest until it exits.
 ///
-/// Between CLGI and STGI nothing can interrupt the switch. IF is on inside, as VMRUN with V_INTR_MASKING takes the
-/// guest out on a physical interrupt only if the host's IF is set; it is off again before STGI.
+/// Between CLGI and STGI nothing can interrupt the switch. VMRUN with V_INTR_MASKING takes the guest out on a physical
+/// interrupt only if the host's IF is set, so IF is on for VMRUN, which stands in the shadow of the STI, and for the
+/// CLI that follows: at no time while FS and GS are the guest's, whatever becomes of GIF.
 ///
 /// # Safety
 /// 1. EFER.SVME is set and VM_HSAVE_PA holds a frame of this CPU.
@@ -41,16 +42,16 @@ pub(super) unsafe extern "sysv64" fn enter(gprs: *mut Gprs, guest: u64, host: u6
         "push rdi",
         "mov rax, rsi",
         "clgi",
-        "sti",
         "vmload rax",
         load_guest!(),
+        "sti",
         "vmrun rax",
+        "cli",
         // RAX and RSP are the host's again; every other register still is the guest's.
         "vmsave rax",
         store_guest!(),
         "pop rax",
         "vmload rax",
-        "cli",
         "stgi",
         "cld",
         fill_return_predictor!(),
