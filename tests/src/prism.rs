@@ -37,7 +37,7 @@ pub struct Guest {
     memory_mib: u32,
     gpu: &'static str,
     /// What its command line has besides the usual.
-    words: &'static str,
+    words: String,
     programs: Vec<PathBuf>,
     /// Alternating: what comes before i915 is loaded, what comes after.
     before: String,
@@ -61,7 +61,7 @@ impl Guest {
             kernel,
             memory_mib: 1024,
             gpu: "gpu = {}",
-            words: "",
+            words: String::new(),
             programs: vec![crate::smoke().clone()],
             before: String::new(),
             after: script.into(),
@@ -87,9 +87,9 @@ impl Guest {
         self
     }
 
-    /// Words for its kernel's command line.
-    pub fn words(mut self, words: &'static str) -> Self {
-        self.words = words;
+    /// More words for its kernel's command line.
+    pub fn words(mut self, words: &str) -> Self {
+        self.words = format!("{} {words}", self.words);
         self
     }
 
@@ -141,7 +141,7 @@ pub fn with_guests(machine: Machine, guests: &[Guest]) -> Machine {
         writeln!(
             config,
             "[[vm]]\nname = \"{0}\"\nmemory_mib = {1}\nkernel = \"{0}.kernel\"\ninitrd = \"{0}.initrd\"\n\
-             cmdline = \"console=ttyS0 quiet panic=-1 {3}\"\n{2}",
+             cmdline = \"console=ttyS0 quiet panic=-1{3}\"\n{2}",
             guest.name, guest.memory_mib, guest.gpu, guest.words
         )
         .expect("a string takes it");
