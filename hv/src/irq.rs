@@ -2,9 +2,9 @@
 //!
 //! Root mode runs with interrupts disabled. They are taken in the two windows below, or by leaving a guest.
 
-use core::sync::atomic::Ordering;
-
 use crate::percpu::{self, CpuId, PerCpu};
+use crate::sync::Ordering;
+use crate::x86;
 
 bitflags::bitflags! {
     /// What waits for the run loop of one CPU.
@@ -92,36 +92,19 @@ pub fn post(cpu: CpuId, bits: Pending) {
 }
 
 /// Takes the interrupts that wait, then reads and clears the pending bits.
-#[cfg(target_os = "none")]
 pub fn poll() -> Pending {
-    // SAFETY: 1. The handlers set bits in `PerCpu` and nothing else; no code of ours depends on their not running.
-    // 2. STI holds interrupts off for one more instruction, so the NOP is the one they are taken after.
-    unsafe { core::arch::asm!("sti", "nop", "cli", options(nomem, nostack)) };
+    x86::take_interrupts();
     take()
 }
 
 /// Sleeps until something is pending for this CPU, then reads and clears the pending bits.
 ///
 /// No wake-up is lost: bits posted before the test are seen by it, and the interrupt that announces later ones stays
-/// pending until STI, whose shadow covers the HLT.
-#[cfg(target_os = "none")]
+/// pending until the CPU halts, which it ends.
 pub fn wait() -> Pending {
     if percpu::this().pending.load(Ordering::Acquire) == 0 {
-        // SAFETY: 1. As for `poll`. 2. The HLT is in the shadow of the STI: an interrupt that waits ends it at once.
-        unsafe { core::arch::asm!("sti", "hlt", "cli", options(nomem, nostack)) };
+        x86::halt_until_interrupt();
     }
-    take()
-}
-
-/// On the host there are no interrupts to take.
-#[cfg(not(target_os = "none"))]
-pub fn poll() -> Pending {
-    take()
-}
-
-/// On the host there are no interrupts to wait for.
-#[cfg(not(target_os = "none"))]
-pub fn wait() -> Pending {
     take()
 }
 

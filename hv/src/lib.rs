@@ -37,6 +37,7 @@ pub mod start;
 pub mod stats;
 mod svm;
 mod switch;
+mod sync;
 mod tables;
 pub mod time;
 mod trace;

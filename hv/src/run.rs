@@ -179,10 +179,7 @@ impl<E: Extension> Runner<E> {
             return Turn::Yield;
         };
         vcpu.hw.set_deadline(armed);
-        cpus::entering(vcpu.vm.id());
-        vcpu.flush_if_stale();
-        if vcpu.must_look_again() || cpus::is_wanted() {
-            cpus::returned();
+        if !cpus::enter(vcpu.vm.id(), || vcpu.must_look_again()) {
             self.serve(irq::take());
             return Turn::Again;
         }
@@ -213,13 +210,11 @@ impl<E: Extension> Runner<E> {
             vm.tick(now);
         }
         self.arm(None, now);
-        cpus::sleeping();
-        let (now, tsc) = (time::now(), time::tsc());
-        let awake = cpus::is_wanted()
-            || self.vcpus.iter().any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
-            || self.home.iter().any(|vm| vm.is_ready());
-        let pending = if awake { irq::poll() } else { irq::wait() };
-        cpus::returned();
+        let pending = cpus::sleep(|| {
+            let (now, tsc) = (time::now(), time::tsc());
+            self.vcpus.iter().any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
+                || self.home.iter().any(|vm| vm.is_ready())
+        });
         self.serve(pending);
     }
 

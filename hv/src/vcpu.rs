@@ -230,8 +230,7 @@ impl<V: VirtualCpu> Vcpu<V> {
         }
     }
 
-    /// Compares the flush generation. Call after the CPU has published that it enters.
-    pub fn flush_if_stale(&mut self) {
+    fn flush_if_stale(&mut self) {
         let generation = self.vm.generation();
         if generation != self.generation {
             self.generation = generation;
@@ -239,8 +238,10 @@ impl<V: VirtualCpu> Vcpu<V> {
         }
     }
 
-    /// Whether something was posted since `prepare`. Call after the CPU has published that it enters.
-    pub fn must_look_again(&self) -> bool {
+    /// Flushes if the generation is new; whether something was posted since `prepare`. Call after the CPU has published
+    /// that it enters.
+    pub fn must_look_again(&mut self) -> bool {
+        self.flush_if_stale();
         self.is_asked() || self.posted().is_some_and(Posted::is_pending)
     }
 }

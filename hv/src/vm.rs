@@ -34,7 +34,7 @@ use self::functions::Functions;
 use self::lifecycle::Lifecycle;
 use self::tables::{Tables, Tracking};
 pub(crate) use self::wires::VmWires;
-use crate::cpus;
+use crate::cpus::{self, Generation};
 use crate::frame::{OwnerId, Placement};
 use crate::load::OnCrash;
 use crate::nested::{NestedMap, Pool};
@@ -84,8 +84,7 @@ pub struct Vm {
     tracking: Tracking,
     tables: Mutex<Tables>,
     nested_root: Hpa,
-    /// Counts changes after which virtual CPUs must flush before they enter.
-    generation: AtomicU64,
+    generation: Generation,
     harvested: Mutex<Vec<DirtyPage>>,
     chipset: Mutex<Chipset>,
     chipset_deadline: AtomicU64,
@@ -122,7 +121,7 @@ impl Vm {
             memory,
             nested_root: tables.root(),
             tables: Mutex::new(tables),
-            generation: AtomicU64::new(1),
+            generation: Generation::new(),
             harvested: Mutex::new(Vec::with_capacity(tables::LISTED)),
             chipset: Mutex::new(Chipset::new(&config)),
             chipset_deadline: AtomicU64::new(u64::MAX),
@@ -177,7 +176,7 @@ impl Vm {
     }
 
     pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::SeqCst)
+        self.generation.get()
     }
 
     pub(crate) fn wall_clock(&self) -> u64 {
@@ -293,8 +292,7 @@ impl Vm {
     /// Drops what any CPU has cached of this VM's nested tables, and returns emptied tables to use.
     fn flush(&self) {
         let sealed = self.tables.lock().seal();
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        cpus::shootdown(self.id);
+        self.generation.advance(self.id);
         if let Some(sealed) = sealed {
             self.tables.lock().reclaim(sealed);
         }

@@ -39,3 +39,22 @@ pub unsafe fn write_msr(msr: u32, value: u64) {
         );
     }
 }
+
+/// Takes the interrupts that wait. (On the host there are none.)
+pub fn take_interrupts() {
+    #[cfg(target_os = "none")]
+    // SAFETY: 1. The handlers set bits in `PerCpu` and nothing else; no code of ours depends on their not running.
+    // 2. STI holds interrupts off for one more instruction, so the NOP is the one they are taken after.
+    unsafe {
+        asm!("sti", "nop", "cli", options(nostack));
+    }
+}
+
+/// Halts until an interrupt comes, and takes it; one that waits already ends it at once.
+pub fn halt_until_interrupt() {
+    #[cfg(target_os = "none")]
+    // SAFETY: 1. As for `take_interrupts`. 2. The HLT is in the shadow of the STI: an interrupt that waits ends it.
+    unsafe {
+        asm!("sti", "hlt", "cli", options(nostack));
+    }
+}

@@ -13,6 +13,9 @@
 
 extern crate alloc;
 
+// The mailbox's; `tests/protocol` compiles it with others.
+use core::sync::atomic as sync;
+
 pub mod acpi;
 pub mod apic;
 mod chipset;

@@ -4,8 +4,6 @@
 //! one) carries the request out and begins a new life; each virtual CPU then finds the new number and starts over. So
 //! nobody ever touches the state of a virtual CPU but the CPU that it lives on.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-
 use hv_defs::Nanos;
 use spin::Mutex;
 use strum::FromRepr;
@@ -14,6 +12,7 @@ use super::Vm;
 use crate::load::OnCrash;
 use crate::load::linux::Entry;
 use crate::percpu::CpuId;
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::{cpus, say, time};
 
 /// What is asked of a VM.

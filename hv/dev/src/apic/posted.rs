@@ -1,10 +1,10 @@
 //! The mailbox of a vCPU's local APIC: every CPU may post to it at any time, without a lock.
 
 use core::borrow::Borrow;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::vectors::{AtomicVectorSet, WORDS};
 use crate::message::{Delivery, Destination, Message, Trigger};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::wires::Level;
 
 bitflags::bitflags! {

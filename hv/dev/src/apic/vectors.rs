@@ -1,6 +1,6 @@
 //! Sets of the 256 interrupt vectors: plain, and atomic.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// 256 bits, one a vector.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
