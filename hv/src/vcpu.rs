@@ -99,11 +99,6 @@ impl<V: VirtualCpu> Vcpu<V> {
         self.stored = msr::stored_reset();
         self.clock = KvmClock::default();
         self.nmi = false;
-        if let Some(posted) = self.posted() {
-            // What was posted in the life before is void.
-            let _ = self.lapic.sync(posted);
-        }
-        self.lapic = Self::power_on(self.index);
         self.activity = Activity::WaitForSipi;
         if self.index == 0
             && let Some(entry) = self.vm.entry()

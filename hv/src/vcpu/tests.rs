@@ -190,6 +190,30 @@ fn requests_park_every_cpu_before_they_are_carried_out() {
     assert_eq!(vcpus[0].follow(), Followed::StartedOver);
 }
 
+/// The first virtual CPU may be in its new life, and start the others, before these have begun theirs.
+#[test]
+fn what_is_posted_in_a_new_life_is_not_of_the_old_one() {
+    let mut vcpus = started(2, &[0x90]);
+    let vm = vcpus[0].vm;
+    let send = |data: u32| vm.deliver(&Message::from_msi(0xFEE0_1000, data).unwrap(), Some(0));
+    vm.request(Request::Reset);
+    vcpus.iter_mut().for_each(|vcpu| _ = vcpu.follow());
+    send(0x69A);
+    vm.carry_out();
+    vcpus[0].follow();
+    send(0x500);
+    send(0x69B);
+    assert_eq!(vcpus[1].follow(), Followed::StartedOver);
+    assert!(prepare(&mut vcpus[1]), "the start-up was thrown away");
+    assert_eq!(vcpus[1].hw.started, Some(Start::Real { vector: 0x9B }));
+    vm.request(Request::Reset);
+    vcpus.iter_mut().for_each(|vcpu| _ = vcpu.follow());
+    send(0x69C);
+    vm.carry_out();
+    vcpus[1].follow();
+    assert!(!prepare(&mut vcpus[1]), "started by the life before");
+}
+
 #[test]
 fn a_triple_fault_stops_the_vm_only() {
     let mut vcpu = one(&[0x0F, 0x0B]);

@@ -5,6 +5,7 @@
 //! nobody ever touches the state of a virtual CPU but the CPU that it lives on.
 
 use hv_defs::Nanos;
+use hv_dev::apic::Posted;
 use spin::Mutex;
 use strum::FromRepr;
 
@@ -190,6 +191,8 @@ impl Vm {
                     self.tell("reset", "");
                 }
                 self.tell("running", "");
+                // Now, while all are parked: the first one may start the others before they have begun the new life.
+                self.posted().iter().for_each(Posted::reset);
                 self.lifecycle.tsc_base.store(time::tsc(), Ordering::SeqCst);
                 self.lifecycle.parked.store(0, Ordering::SeqCst);
                 self.done(request, Status::Running);

@@ -282,6 +282,34 @@ pub fn a_flush_against_a_flush() {
     });
 }
 
+/// The guest resets its machine; in the new life its first CPU starts the second one, which gets the message although it
+/// may not have begun that life when it is sent.
+pub fn a_new_life_starts_its_second_cpu() {
+    check(Some(2), || {
+        let mut runner = started(&TWO);
+        let mut second = Runner::new(&TWO, 1);
+        second.vcpu.follow();
+        let other = on(1, move || {
+            while second.vcpu.hw.started.is_none() {
+                second.turn(|_| ());
+            }
+            assert_eq!((second.vcpu.hw.started, TWO.life()), (Some(Start::Real { vector: 9 }), 2));
+        });
+        TWO.request(Request::Reset);
+        let mut sent = false;
+        while !sent {
+            runner.turn(|_| {
+                assert_eq!(TWO.life(), 2);
+                let send = |delivery, vector| TWO.deliver(&message(Destination::Others, delivery, vector), Some(0));
+                send(Delivery::Init, 0);
+                send(Delivery::Sipi, 9);
+                sent = true;
+            });
+        }
+        other.join().unwrap();
+    });
+}
+
 /// Another CPU asks for a reset and then for the end, while both virtual CPUs compute: all of it is done.
 pub fn requests_are_carried_out() {
     check(Some(2), || {

@@ -36,6 +36,11 @@ fn flushes_do_not_wait_for_each_other() {
 }
 
 #[test]
+fn a_new_life_starts_its_second_cpu() {
+    models::a_new_life_starts_its_second_cpu();
+}
+
+#[test]
 fn requests_are_carried_out() {
     models::requests_are_carried_out();
 }

@@ -54,6 +54,9 @@ pub(super) enum Model {
 }
 
 impl Addressing {
+    /// After power-on.
+    const RESET: Self = Self { ldr: 0, model: Model::Flat, present: true, enabled: false };
+
     fn pack(self) -> u64 {
         u64::from(self.ldr) | (self.model as u64) << 32 | u64::from(self.present) << 34 | u64::from(self.enabled) << 35
     }
@@ -99,8 +102,15 @@ pub struct Posted {
 impl Posted {
     /// Makes the mailbox of the local APIC with this ID, in the state after power-on.
     pub fn new(id: u32) -> Self {
-        let addressing = Addressing { ldr: 0, model: Model::Flat, present: true, enabled: false };
-        Self { id, addressing: AtomicU64::new(addressing.pack()), ..Self::default() }
+        Self { id, addressing: AtomicU64::new(Addressing::RESET.pack()), ..Self::default() }
+    }
+
+    /// Back to that state, but for the level of LINT0; what was posted is void. To be called while neither the owner
+    /// nor any other vCPU of its VM runs: what they send each other later must not be lost.
+    pub fn reset(&self) {
+        self.publish(Addressing::RESET, 0);
+        let _ = self.take_flags();
+        self.take_vectors().for_each(drop);
     }
 
     /// APIC ID of the owner.
