@@ -8,13 +8,13 @@ mod functions;
 mod lifecycle;
 mod memory;
 mod tables;
+mod timed;
 mod wires;
 
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use hv_defs::paging::Access;
 use hv_defs::{Gfn, Gpa, Hpa, Nanos};
@@ -33,6 +33,7 @@ pub use self::tables::{DirtyPage, Fault, PageMapping};
 use self::functions::Functions;
 use self::lifecycle::Lifecycle;
 use self::tables::{Tables, Tracking};
+use self::timed::Timed;
 pub(crate) use self::wires::VmWires;
 use crate::cpus::{self, Generation};
 use crate::frame::{OwnerId, Placement};
@@ -86,8 +87,7 @@ pub struct Vm {
     nested_root: Hpa,
     generation: Generation,
     harvested: Mutex<Vec<DirtyPage>>,
-    chipset: Mutex<Chipset>,
-    chipset_deadline: AtomicU64,
+    chipset: Timed<Chipset>,
     functions: Functions,
     posted: Vec<Posted>,
     cpus: Vec<CpuId>,
@@ -123,8 +123,7 @@ impl Vm {
             tables: Mutex::new(tables),
             generation: Generation::new(),
             harvested: Mutex::new(Vec::with_capacity(tables::LISTED)),
-            chipset: Mutex::new(Chipset::new(&config)),
-            chipset_deadline: AtomicU64::new(u64::MAX),
+            chipset: Timed::new(Chipset::new(&config)),
             functions: Functions::new(setup.functions),
             posted: ids.map(Posted::new).collect(),
             lifecycle: Lifecycle::new(setup.cpus.len()),
@@ -333,13 +332,8 @@ impl Vm {
     /// Runs `action` on the chipset, then publishes when it next wants to be called.
     pub(crate) fn with_chipset<R>(&self, action: impl FnOnce(&mut Chipset, &mut VmWires<'_>) -> R) -> R {
         let mut wires = VmWires::new(self);
-        let (result, deadline) = {
-            let mut chipset = self.chipset.lock();
-            let result = action(&mut chipset, &mut wires);
-            (result, chipset.deadline().map_or(u64::MAX, |deadline| deadline.0))
-        };
-        let before = self.chipset_deadline.swap(deadline, Ordering::SeqCst);
-        if deadline < before {
+        let (result, is_sooner) = self.chipset.with(|chipset| action(chipset, &mut wires), Chipset::deadline);
+        if is_sooner {
             cpus::nudge(self.home());
         }
         wires.finish();
@@ -348,8 +342,7 @@ impl Vm {
 
     /// When the chipset wants to be called, by this VM's home CPU.
     pub(crate) fn chipset_deadline(&self) -> Option<Nanos> {
-        let deadline = self.chipset_deadline.load(Ordering::SeqCst);
-        (deadline != u64::MAX).then_some(Nanos(deadline))
+        self.chipset.deadline()
     }
 
     /// Advances the chipset's timers if they are due.

@@ -13,7 +13,7 @@ use crate::percpu::CpuId;
 use crate::stubs::Mutex;
 use crate::vcpu::{Activity, Vcpu};
 use crate::vendor::{Guest, Start};
-use crate::vm::{Request, Status, Vm};
+use crate::vm::{Request, Status, Timed, Vm};
 
 const FIRST: u8 = 0x41;
 const SECOND: u8 = 0x91;
@@ -353,5 +353,35 @@ pub fn writers_and_the_console() {
             cpus::sleep(|| false);
         }
         writers.into_iter().for_each(|writer| writer.join().unwrap());
+    });
+}
+
+loom::lazy_static! {
+    /// A device that is its own deadline.
+    static ref DEVICE: Timed<u64> = Timed::new(u64::MAX);
+}
+
+/// Two CPUs bring a device's deadline nearer: what its home CPU waits for, when it sleeps, is the nearest.
+pub fn deadlines_and_their_home() {
+    check(Some(3), || {
+        percpu::attach(CpuId(0));
+        let others = [(1, 50), (2, 100)].map(|(cpu, deadline)| {
+            on(cpu, move || {
+                let ((), is_sooner) =
+                    DEVICE.with(|device| *device = deadline.min(*device), |device| Some(Nanos(*device)));
+                if is_sooner {
+                    cpus::nudge(CpuId(0));
+                }
+            })
+        });
+        loop {
+            cpus::attend();
+            if DEVICE.deadline() == Some(Nanos(50)) {
+                break;
+            }
+            cpus::sleep(|| false);
+        }
+        others.into_iter().for_each(|other| other.join().unwrap());
+        assert_eq!(DEVICE.deadline(), Some(Nanos(50)));
     });
 }

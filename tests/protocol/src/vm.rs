@@ -4,8 +4,13 @@
 #[path = "../../../hv/src/vm/lifecycle.rs"]
 mod lifecycle;
 
+#[rustfmt::skip]
+#[path = "../../../hv/src/vm/timed.rs"]
+mod timed;
+
 use self::lifecycle::Lifecycle;
 pub use self::lifecycle::{Request, Status};
+pub(crate) use self::timed::Timed;
 use crate::Chipset;
 use crate::apic::{Posted, deliver};
 use crate::cpus::{self, Generation, VmId};

@@ -49,3 +49,8 @@ fn requests_are_carried_out() {
 fn console_output_is_announced() {
     models::writers_and_the_console();
 }
+
+#[test]
+fn the_nearest_deadline_is_waited_for() {
+    models::deadlines_and_their_home();
+}
