@@ -60,13 +60,16 @@ pub fn arm(deadline: Nanos) {
         // A deadline of 0 would disarm; one in the past fires at once.
         0 => write_deadline(time::nanos_to_tsc(deadline).max(1)),
         ticks_per_nano => {
-            let left = deadline.0.saturating_sub(time::now().0);
-            // The two rates were measured: a little late costs nothing, a little early one more interrupt.
-            let left = left.saturating_add(LATE_NANOS).saturating_add(left >> LATE_SHIFT);
-            let ticks = time::scale(left, ticks_per_nano).clamp(1, u64::from(u32::MAX));
-            write(TIMER_INITIAL, ticks as u32);
+            write(TIMER_INITIAL, countdown(deadline.0.saturating_sub(time::now().0), ticks_per_nano));
         }
     }
+}
+
+/// Ticks to count for so many nanoseconds.
+pub(crate) fn countdown(left: u64, ticks_per_nano: u64) -> u32 {
+    // The two rates were measured: a little late costs nothing, a little early one more interrupt.
+    let left = left.saturating_add(LATE_NANOS).saturating_add(left >> LATE_SHIFT);
+    time::scale(left, ticks_per_nano).clamp(1, u64::from(u32::MAX)) as u32
 }
 
 /// Stops this CPU's timer.

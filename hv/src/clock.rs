@@ -2,7 +2,10 @@
 //!
 //! The clock page is constant: TSC and system time start together, at the beginning of the VM's life.
 
-use hv_defs::Gpa;
+use hv_defs::{Gpa, Nanos};
+use hv_dev::apic::Deadline;
+
+use crate::time::Timeline;
 
 /// Bit 0 of the MSRs: the clock is in use.
 const ENABLED: u64 = 1;
@@ -42,9 +45,25 @@ impl GuestTsc {
         self.adjust = value;
     }
 
-    /// The host's TSC when the guest's is `guest`.
-    pub fn to_host(self, guest: u64) -> u64 {
-        guest.wrapping_sub(self.offset)
+    /// Whether a timer with this deadline fires.
+    pub fn is_due(&self, deadline: Deadline, now: Nanos, tsc: u64) -> bool {
+        match deadline {
+            Deadline::At(deadline) => deadline <= now,
+            Deadline::Tsc(deadline) => deadline <= self.read(tsc),
+        }
+    }
+
+    /// When a deadline that is not due when the host's TSC is `tsc` is due for sure.
+    pub fn when(&self, deadline: Deadline, tsc: u64, timeline: Timeline) -> Nanos {
+        match deadline {
+            Deadline::At(deadline) => deadline,
+            Deadline::Tsc(deadline) => {
+                // Counted from now: what lies beyond the host's last tick must not come out in its past.
+                let ahead = deadline.saturating_sub(self.read(tsc));
+                // One more, as the conversion rounds down.
+                Nanos(timeline.nanos(tsc.saturating_add(ahead)).0.saturating_add(1))
+            }
+        }
     }
 }
 
@@ -152,7 +171,6 @@ mod tests {
         assert_eq!((tsc.read(1500), tsc.adjust), (0, 500u64.wrapping_neg()));
         tsc.write_adjust(0);
         assert_eq!(tsc.read(1500), 500);
-        assert_eq!(tsc.to_host(tsc.read(77)), 77);
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl<E: Extension> Runner<E> {
             return Turn::Yield;
         }
         let slice = others_wait.then_some(self.slice_end);
-        self.arm(slice, now);
+        self.arm(slice, now, tsc);
         let armed = self.armed;
         let Some(vcpu) = self.vcpus.get_mut(index) else {
             return Turn::Yield;
@@ -205,11 +205,11 @@ impl<E: Extension> Runner<E> {
 
     /// Nothing to run: sleep until a deadline or an interrupt.
     fn sleep(&mut self) {
-        let now = time::now();
+        let (now, tsc) = (time::now(), time::tsc());
         for vm in &self.home {
             vm.tick(now);
         }
-        self.arm(None, now);
+        self.arm(None, now, tsc);
         let pending = cpus::sleep(|| {
             let (now, tsc) = (time::now(), time::tsc());
             self.vcpus.iter().any(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc))
@@ -219,9 +219,8 @@ impl<E: Extension> Runner<E> {
     }
 
     /// Sets the timer to the earliest thing that this CPU waits for.
-    fn arm(&mut self, slice: Option<Nanos>, now: Nanos) {
-        // One that has passed makes its virtual CPU runnable: it waits for its slice, not for the timer.
-        let timers = self.vcpus.iter().filter_map(Vcpu::deadline).filter(|deadline| *deadline > now);
+    fn arm(&mut self, slice: Option<Nanos>, now: Nanos, tsc: u64) {
+        let timers = self.vcpus.iter().filter_map(|vcpu| vcpu.deadline(now, tsc));
         let chipsets = self.home.iter().filter_map(|vm| vm.chipset_deadline());
         let console = if self.cpu == CpuId(0) { cpus::watch_console(|| console::deadline(now)) } else { None };
         let rest = slice.into_iter().chain(self.service_deadline).chain(console);

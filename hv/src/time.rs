@@ -23,9 +23,35 @@ const PATIENCE: u32 = 50_000_000;
 
 static TSC_BASE: AtomicU64 = AtomicU64::new(0);
 static TSC_HZ: AtomicU64 = AtomicU64::new(0);
-/// Nanoseconds a tick and ticks a nanosecond, times 2^32.
+/// Nanoseconds a tick, times 2^32.
 static NANOS_PER_TICK: AtomicU64 = AtomicU64::new(0);
-static TICKS_PER_NANO: AtomicU64 = AtomicU64::new(0);
+
+/// How time follows from the TSC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Timeline {
+    base: u64,
+    /// Times 2^32.
+    nanos_per_tick: u64,
+}
+
+impl Timeline {
+    /// Starts when the TSC is `base`, and goes at this rate.
+    pub fn new(tsc_hz: u64, base: u64) -> Self {
+        Self { base, nanos_per_tick: factor(tsc_hz, 1_000_000_000) }
+    }
+
+    /// The time at which the TSC had or will have this value; 0 before the start.
+    pub fn nanos(self, tsc: u64) -> Nanos {
+        Nanos(scale(tsc.saturating_sub(self.base), self.nanos_per_tick))
+    }
+
+    /// The first value of the TSC at which it is `time`. By the same factor as `nanos`: a timer that is set to this value
+    /// never fires before `nanos` says that its time has come, however long the machine has been up.
+    pub fn tsc(self, time: Nanos) -> u64 {
+        let ticks = (u128::from(time.0) << 32).div_ceil(u128::from(self.nanos_per_tick.max(1)));
+        self.base.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+    }
+}
 
 /// The rates of the two counters that Prism runs by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,14 +80,17 @@ pub fn tsc_hz() -> u64 {
 
 /// The time at which the TSC had or will have this value; 0 before the start.
 pub fn tsc_to_nanos(tsc: u64) -> Nanos {
-    let ticks = tsc.saturating_sub(TSC_BASE.load(Ordering::Relaxed));
-    Nanos(scale(ticks, NANOS_PER_TICK.load(Ordering::Relaxed)))
+    timeline().nanos(tsc)
 }
 
-/// The TSC's value at a time.
+/// The TSC's first value at a time.
 pub fn nanos_to_tsc(time: Nanos) -> u64 {
-    let ticks = scale(time.0, TICKS_PER_NANO.load(Ordering::Relaxed));
-    TSC_BASE.load(Ordering::Relaxed).saturating_add(ticks)
+    timeline().tsc(time)
+}
+
+/// Prism's own.
+pub(crate) fn timeline() -> Timeline {
+    Timeline { base: TSC_BASE.load(Ordering::Relaxed), nanos_per_tick: NANOS_PER_TICK.load(Ordering::Relaxed) }
 }
 
 /// `value` times `factor` over 2^32.
@@ -76,11 +105,10 @@ pub(crate) fn factor(from: u64, to: u64) -> u64 {
 
 /// Time started when the TSC was `base`, and goes at this rate.
 pub(crate) fn start(tsc_hz: u64, base: u64) {
-    const SECOND: u64 = 1_000_000_000;
-    TSC_BASE.store(base, Ordering::Relaxed);
+    let timeline = Timeline::new(tsc_hz, base);
+    TSC_BASE.store(timeline.base, Ordering::Relaxed);
     TSC_HZ.store(tsc_hz, Ordering::Relaxed);
-    NANOS_PER_TICK.store(factor(tsc_hz, SECOND), Ordering::Relaxed);
-    TICKS_PER_NANO.store(factor(SECOND, tsc_hz), Ordering::Relaxed);
+    NANOS_PER_TICK.store(timeline.nanos_per_tick, Ordering::Relaxed);
 }
 
 /// Waits by the TSC.

@@ -2,7 +2,7 @@
 //! physical CPU that it lives on.
 
 use hv_defs::{Nanos, msr};
-use hv_dev::apic::{Bootstrap, Deadline, Interrupt, Lapic, Mode, Posted};
+use hv_dev::apic::{Bootstrap, Interrupt, Lapic, Mode, Posted};
 
 use crate::clock::{GuestTsc, KvmClock};
 use crate::fpu::GuestState;
@@ -126,27 +126,20 @@ impl<V: VirtualCpu> Vcpu<V> {
     }
 
     fn is_due(&self, now: Nanos, tsc: u64) -> bool {
-        match self.lapic.deadline() {
-            Some(Deadline::At(deadline)) => deadline <= now,
-            Some(Deadline::Tsc(deadline)) => deadline <= self.tsc.read(tsc),
-            None => false,
-        }
+        self.lapic.deadline().is_some_and(|deadline| self.tsc.is_due(deadline, now, tsc))
     }
 
     fn has_work(&self) -> bool {
         (self.nmi && self.hw.nmi_allowed()) || (self.lapic.has_pending() && self.hw.interruptible())
     }
 
-    /// When its APIC timer fires.
-    pub fn deadline(&self) -> Option<Nanos> {
+    /// When its APIC timer fires. None if it is due: that makes it runnable, and it waits for its slice.
+    pub fn deadline(&self, now: Nanos, tsc: u64) -> Option<Nanos> {
         if matches!(self.activity, Activity::Parked | Activity::WaitForSipi) {
             return None;
         }
-        self.lapic.deadline().map(|deadline| match deadline {
-            Deadline::At(deadline) => deadline,
-            // One more, as the conversion rounds down.
-            Deadline::Tsc(tsc) => Nanos(time::tsc_to_nanos(self.tsc.to_host(tsc)).0.saturating_add(1)),
-        })
+        let ahead = self.lapic.deadline().filter(|deadline| !self.tsc.is_due(*deadline, now, tsc));
+        ahead.map(|deadline| self.tsc.when(deadline, tsc, time::timeline()))
     }
 
     /// Takes what was posted, and queues the event to deliver. False if it has nothing to execute.

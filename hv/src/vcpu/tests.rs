@@ -1,4 +1,5 @@
 mod fake;
+mod timer;
 
 use hv_defs::{Gpa, Nanos, Width, msr};
 use hv_dev::Message;

@@ -41,8 +41,14 @@ pub(crate) mod time {
     pub fn now() -> Nanos {
         Nanos(0)
     }
-    pub fn tsc_to_nanos(tsc: u64) -> Nanos {
-        Nanos(tsc)
+    pub struct Timeline;
+    impl Timeline {
+        pub fn nanos(self, tsc: u64) -> Nanos {
+            Nanos(tsc)
+        }
+    }
+    pub fn timeline() -> Timeline {
+        Timeline
     }
 }
 
