@@ -49,10 +49,19 @@ struct Console {
     dropped: u64,
     /// The last poll may have left input in the UART, which then raises no further interrupt.
     more_input: bool,
+    /// When the ring is looked at again.
+    drain_at: Option<Nanos>,
 }
 
-static CONSOLE: Mutex<Console> =
-    Mutex::new(Console { uart: None, ring: None, mux: None, polled: false, dropped: 0, more_input: false });
+static CONSOLE: Mutex<Console> = Mutex::new(Console {
+    uart: None,
+    ring: None,
+    mux: None,
+    polled: false,
+    dropped: 0,
+    more_input: false,
+    drain_at: None,
+});
 
 /// Set by a panic: the lock may be held for ever, so output goes around it.
 static SEIZED: AtomicBool = AtomicBool::new(false);
@@ -97,6 +106,7 @@ pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
     let mut bytes = [0; POLL_INPUT];
     let count = {
         let console = &mut *CONSOLE.lock();
+        console.drain_at = None;
         console.with_mux(|mux, out| mux.tick(now, out));
         console.receive(&mut bytes)
     };
@@ -114,14 +124,7 @@ pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
 
 /// When `poll` wants to be called even if nothing arrives.
 pub fn deadline(now: Nanos) -> Option<Nanos> {
-    let console = CONSOLE.lock();
-    if console.more_input {
-        return Some(now);
-    }
-    let draining = console.ring.as_ref().is_some_and(|ring| !ring.is_empty());
-    let drain = draining.then(|| Nanos(now.0.saturating_add(DRAIN_NANOS)));
-    let line = console.mux.as_ref().and_then(Mux::deadline);
-    drain.into_iter().chain(line).min()
+    CONSOLE.lock().deadline(now)
 }
 
 /// Bytes lost because the ring was full.
@@ -198,6 +201,18 @@ impl Console {
         let Self { mux, ring, dropped, .. } = self;
         let (mux, ring) = (mux.as_mut()?, ring.as_mut()?);
         Some(run(mux, &mut |bytes| *dropped += put(ring, bytes)))
+    }
+
+    fn deadline(&mut self, now: Nanos) -> Option<Nanos> {
+        if self.more_input {
+            return Some(now);
+        }
+        let draining = self.ring.as_ref().is_some_and(|ring| !ring.is_empty());
+        // It stays until a poll: a guest that exits all the time must not put it off each time.
+        let soon = Nanos(now.0.saturating_add(DRAIN_NANOS));
+        self.drain_at = draining.then(|| self.drain_at.unwrap_or(soon));
+        let line = self.mux.as_ref().and_then(Mux::deadline);
+        self.drain_at.into_iter().chain(line).min()
     }
 
     /// Reads until the UART is empty, which re-arms its edge on the interrupt line, or the buffer full.
@@ -313,6 +328,17 @@ mod tests {
         line(&mut text, format_args!("{}", "memory: 5"));
         line(&mut text, format_args!("@stat vm={} {}", 1, "@"));
         assert_eq!(text, "prism: memory: 5\r\n@stat vm=1 @\r\n");
+    }
+
+    #[test]
+    fn exits_do_not_put_the_next_poll_off() {
+        let ring = Some(VecDeque::from([b'a']));
+        let mut console =
+            Console { uart: None, ring, mux: None, polled: true, dropped: 0, more_input: false, drain_at: None };
+        assert_eq!(console.deadline(Nanos(0)), Some(Nanos(DRAIN_NANOS)));
+        assert_eq!(console.deadline(Nanos(DRAIN_NANOS / 2)), Some(Nanos(DRAIN_NANOS)));
+        console.ring.as_mut().unwrap().clear();
+        assert_eq!(console.deadline(Nanos(DRAIN_NANOS)), None);
     }
 
     #[test]
