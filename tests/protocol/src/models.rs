@@ -199,25 +199,32 @@ loom::lazy_static! {
     static ref PAGE: Page = Page::new();
 }
 
+/// The virtual CPUs of `TWO`, both executing, each with its present translations.
+fn both_running() -> [Runner; 2] {
+    let first = started(&TWO);
+    let mut second = Runner::new(&TWO, 1);
+    second.vcpu.follow();
+    second.vcpu.activity = Activity::Running;
+    assert!(second.vcpu.prepare(Nanos(0), 0));
+    [first, second]
+}
+
 /// Entries of the second virtual CPU of `TWO`, on the second CPU, while the first CPU flushes. With old translations the
 /// guest stays until an interrupt if `stays`, else it leaves by itself; with new ones it always does.
 pub fn a_flush_and_a_guest(stays: bool) {
-    check(None, move || {
-        percpu::attach(CpuId(0));
-        let old = TWO.generation();
+    check(Some(4), move || {
+        let [_first, mut second] = both_running();
         let guest = on(1, move || {
-            let mut generation = 0;
+            let old = second.vcpu.hw.flushes;
             for _ in 0..2 {
-                if cpus::enter(TWO.id(), || compare(&TWO, &mut generation)) {
-                    if generation == old {
+                second.turn(|vcpu| {
+                    if vcpu.hw.flushes == old {
                         PAGE.guest_reads();
+                        if stays {
+                            run_guest_until_interrupt();
+                        }
                     }
-                    if stays && generation == old {
-                        run_guest_until_interrupt();
-                    }
-                    cpus::returned();
-                }
-                irq::poll();
+                });
             }
         });
         TWO.generation.advance(TWO.id());
@@ -226,17 +233,10 @@ pub fn a_flush_and_a_guest(stays: bool) {
     });
 }
 
-/// What `Vcpu::must_look_again` does about the generation.
-fn compare(vm: &Vm, generation: &mut u64) -> bool {
-    *generation = vm.generation();
-    false
-}
-
 /// Two CPUs leave guests and flush, of one VM or of two: neither waits for ever, since both wait in root mode.
 pub fn two_flushes(vms: [u8; 2]) {
-    check(Some(5), move || {
+    check(Some(4), move || {
         percpu::attach(CpuId(0));
-        // Without a guest that waits for an interrupt: one that leaves by itself must do, too.
         fn cpu(own: u8, generation: &cpus::Generation) {
             if cpus::enter(VmId(own), || false) {
                 cpus::returned();
@@ -253,31 +253,26 @@ pub fn two_flushes(vms: [u8; 2]) {
     });
 }
 
-/// A CPU flushes a VM whose guest on another CPU stays until it is interrupted, while that CPU, before it enters,
-/// flushes as well.
+/// Two CPUs flush the VM whose guest they both run, one before it enters, the other after it left: with old translations
+/// a guest stays until it is interrupted.
 pub fn a_flush_against_a_flush() {
-    check(Some(5), || {
-        percpu::attach(CpuId(0));
-        let other = on(1, || {
-            let old = 1;
-            let mut generation = 0;
-            if cpus::enter(TWO.id(), || compare(&TWO, &mut generation)) {
-                if generation == old {
+    check(Some(4), || {
+        let [mut first, mut second] = both_running();
+        fn stay(old: u32) -> impl Fn(&mut Vcpu<Guest>) {
+            move |vcpu| {
+                if vcpu.hw.flushes == old {
                     run_guest_until_interrupt();
                 }
-                cpus::returned();
             }
-            TWO.generation.advance(TWO.id());
-            irq::poll();
-        });
-        TWO.generation.advance(TWO.id());
-        let mut generation = 0;
-        if cpus::enter(TWO.id(), || compare(&TWO, &mut generation)) {
-            if generation == 2 {
-                run_guest_until_interrupt();
-            }
-            cpus::returned();
         }
+        let other = on(1, move || {
+            second.turn(stay(second.vcpu.hw.flushes));
+            TWO.generation.advance(TWO.id());
+        });
+        let old = first.vcpu.hw.flushes;
+        TWO.generation.advance(TWO.id());
+        // Its own flush is compared at the next entry; the other's must not be waited for here.
+        first.turn(|vcpu| assert_ne!(vcpu.hw.flushes, old));
         other.join().unwrap();
     });
 }

@@ -1,4 +1,14 @@
-//! See `protocol`.
+//! See `protocol`. Each of these was seen to fail when the protocol was broken:
+//!
+//! | what was broken | what loom found |
+//! |---|---|
+//! | no fence after the mode is published, or before a poster looks at it; `news` asked before it is published | sleep with work unseen |
+//! | `is_wanted` left out before sleep; `attend` by a store, or relaxed | sleep with work unseen |
+//! | no fence between the new generation and the look at the modes; no wait; no interrupt | a guest reads the page with its new owner, or runs on |
+//! | the mailbox marked before the vector is in it; its owner not asked again before it enters | a vector without a mark, an endless guest |
+//! | the console watched before its deadline is known; watched without one | sleep with output unseen |
+//! | mailboxes emptied by each virtual CPU as it begins; `parked` or `request` without a nudge | sleep for ever |
+//! | the deadline published outside the lock | the later one stays |
 
 use protocol::models::{self, Sleeper};
 
