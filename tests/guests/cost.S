@@ -166,14 +166,7 @@ print_decimal:
     out dx, al
     ret
 
-print:
-    mov dx, COM1
-1:  lodsb
-    test al, al
-    jz 2f
-    out dx, al
-    jmp 1b
-2:  ret
+#include "text.S"
 
 .data
 text_cost: .asciz "cost "

@@ -101,15 +101,9 @@ lost:
     pop rsi
     call print
     lea rsi, [rip + text_end]
-# RSI: text that ends with a zero.
-print:
-    mov dx, COM1
-1:  lodsb
-    test al, al
-    jz 2f
-    out dx, al
-    jmp 1b
-2:  ret
+    jmp print
+
+#include "text.S"
 
 .data
 text_kept: .ascii "kept "

@@ -677,4 +677,5 @@ ap_end:
 
 #include "forms.S"
 #include "x2apic.S"
+#include "text.S"
 #include "support.S"

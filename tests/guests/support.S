@@ -154,17 +154,9 @@ no_events:
 
 # EAX, in hexadecimal.
 print_number:
+    shl rax, 32
     mov ecx, 8
-1:  rol eax, 4
-    push rax
-    and eax, 0xF
-    lea rsi, [rip + text_digits]
-    mov al, [rsi + rax]
-    mov dx, COM1
-    out dx, al
-    pop rax
-    dec ecx
-    jnz 1b
+    call print_digits
     lea rsi, [rip + text_events_end]
     jmp print
 
@@ -199,15 +191,7 @@ rung_result:
     test al, al
     jz 1f
     lea rsi, [rip + text_ok]
-1:
-print:
-    mov dx, COM1
-1:  lodsb
-    test al, al
-    jz 2f
-    out dx, al
-    jmp 1b
-2:  ret
+1:  jmp print
 
 # EAX: vector expected of the instruction before. AL: whether it came.
 faulted_with:
@@ -342,7 +326,6 @@ text_nddd: .asciz "NDDDD"
 text_part: .asciz "wrong part: "
 text_events: .asciz "events: "
 text_events_end: .asciz "\n"
-text_digits: .ascii "0123456789abcdef"
 text_no_gpu: .asciz "no vGPU\n"
 text_rung: .asciz "rung "
 text_ok: .asciz " ok\n"
