@@ -1,5 +1,7 @@
 //! The monitor's commands, and the statistics that it prints.
 
+use core::sync::atomic::Ordering;
+
 use crate::console::Command;
 use crate::irq::Pending;
 use crate::machine::Machine;
@@ -47,8 +49,10 @@ pub(crate) fn print_stats(machine: &'static Machine) {
     for cpu in percpu::all() {
         let kinds = [Pending::TIMER, Pending::KICK, Pending::FLUSH, Pending::DEVICE, Pending::CONSOLE];
         let [timer, kick, flush, device, console] = kinds.map(|kind| cpu.interrupts(kind));
-        let id = cpu.id().0;
-        say!("cpu {id}: interrupts: {timer} timer, {kick} kick, {flush} flush, {device} device, {console} console");
+        let (id, switches) = (cpu.id().0, cpu.switches.load(Ordering::Relaxed));
+        say!(
+            "cpu {id}: {switches} switches, {timer} timer, {kick} kick, {flush} flush, {device} device, {console} console"
+        );
     }
     for vm in machine.vms() {
         print_lines(machine, vm);

@@ -25,6 +25,8 @@ pub struct PerCpu {
     pub(crate) stack_top: AtomicU64,
     /// Interrupts taken, by the bit of `Pending` that they set.
     pub(crate) taken: [AtomicU64; 8],
+    /// Times that it went over to another virtual CPU.
+    pub(crate) switches: AtomicU64,
 }
 
 impl PerCpu {
@@ -38,6 +40,7 @@ impl PerCpu {
             state: AtomicU32::new(0),
             stack_top: AtomicU64::new(0),
             taken: [const { AtomicU64::new(0) }; 8],
+            switches: AtomicU64::new(0),
         }
     }
 

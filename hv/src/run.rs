@@ -1,6 +1,7 @@
 //! The run loop: one on each physical CPU, for the virtual CPUs that live there.
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use hv_defs::Nanos;
 use spin::Once;
@@ -143,6 +144,7 @@ impl<E: Extension> Runner<E> {
         if self.loaded == Some(index) {
             return;
         }
+        percpu::this().switches.fetch_add(1, Ordering::Relaxed);
         if let Some(old) = self.loaded.and_then(|old| self.vcpus.get_mut(old)) {
             old.guest.save();
         }
