@@ -238,6 +238,66 @@ fn registers_are_kept_apart_on_vmx() {
     registers_are_kept_apart(Machine::vmx_bochs("keeper-vmx", tests::image()));
 }
 
+/// What the guest `twins` compares, on each virtual CPU.
+const GROUPS: [&str; 14] = [
+    "general", "flags", "segments", "tables", "control", "paging", "debug", "bases", "syscall", "tsc", "x87", "xmm",
+    "ymm", "exiting",
+];
+/// Six virtual CPUs on two; those of the third VM meet on one.
+const TWINS: [(&str, &[u32]); 3] = [("a", &[0, 1]), ("b", &[1, 0]), ("c", &[1, 1])];
+/// Fewer switches and interrupts than this are no test.
+const ENOUGH: u64 = 300;
+
+/// Several VMs with two virtual CPUs, each of which sees to it that all its registers stay its own while it is switched,
+/// interrupted and sent messages at any instruction.
+#[track_caller]
+fn twins(machine: Machine) {
+    let nonce = tests::nonce();
+    let mut config = String::new();
+    for (name, cpus) in TWINS {
+        let vcpus = cpus.len();
+        config.push_str(&format!(
+            "[[vm]]\nname = \"{name}\"\nmemory_mib = 32\nvcpus = {vcpus}\ncpus = {cpus:?}\nkernel = \"{name}\"\n"
+        ));
+    }
+    let bundle = TWINS.into_iter().fold(Bundle::new(&config), |bundle, (name, _)| {
+        bundle.file(name, &assemble("twins", &format!("{name}{nonce}")))
+    });
+    let outcome = machine.cpus(2).module(bundle.finish()).arguments("once").run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let mut missing = Vec::new();
+    for (name, cpus) in TWINS {
+        let has = |text: &str| console.guest(name).iter().any(|line| line.trim() == text);
+        let compared = (0..cpus.len()).flat_map(|cpu| GROUPS.map(|group| format!("vCPU {cpu} ok {group}")));
+        let whole = compared.chain([format!("done {name}{nonce}")]);
+        missing.extend(whole.filter(|line| !has(line)).map(|line| format!("{name}: {line}")));
+        let few = console.count(name, "exit", "host-interrupt") < Some(ENOUGH)
+            || console.count(name, "total", "interrupts") < Some(ENOUGH);
+        missing.extend(few.then(|| format!("{name}: enough interrupts")));
+    }
+    for cpu in ["cpu 0: ", "cpu 1: "] {
+        let told = console.prism.iter().find_map(|line| line.strip_prefix(cpu)).unwrap_or_default();
+        let count =
+            |what| told.split(", ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok()).unwrap_or(0_u64);
+        missing.extend((count("switches") < ENOUGH).then(|| format!("{cpu}enough switches")));
+        missing.extend((count("kick") == 0).then(|| format!("{cpu}a kick")));
+    }
+    if outcome.end != SUCCESS || !missing.is_empty() {
+        let told: Vec<_> = outcome.serial.lines().filter(|line| line.contains("twins: ")).collect();
+        tests::fail(&outcome, &format!("{told:?}; missing: {missing:?}"));
+    }
+}
+
+#[test]
+fn twins_on_svm() {
+    twins(Machine::svm_tcg("twins-svm", tests::image()).gpu(Gpu::None).memory_mib(512));
+}
+
+#[test]
+fn twins_on_vmx() {
+    twins(Machine::vmx_bochs("twins-vmx", tests::image()));
+}
+
 /// Debian's kernel comes to its script on VT-x, with a sound clock.
 #[test]
 fn linux_on_vmx() {
