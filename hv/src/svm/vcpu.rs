@@ -12,7 +12,7 @@ use zerocopy::FromZeros;
 use super::Svm;
 use super::entry;
 use super::permissions;
-use super::quirk::Injection;
+use super::quirk::{Injection, PriorityWrite};
 use crate::frame::{self, OwnerId};
 use crate::load::linux::Entry;
 use crate::switch::Gprs;
@@ -59,6 +59,7 @@ pub struct SvmVcpu {
     nmi: NmiState,
     next_rip: bool,
     flush_always: bool,
+    priority_write: PriorityWrite,
 }
 
 /// Whether NMIs are blocked: SVM tells of the IRET that unblocks them before it runs.
@@ -89,7 +90,8 @@ impl VirtualCpu for SvmVcpu {
         control.n_cr3 = setup.nested_root.0;
         let next_rip = x86::cpuid(defs::CPUID_SVM, 0).edx & defs::FEATURE_NRIPS != 0;
         let flush_always = setup.tag >= tags;
-        Some(Self { block, gprs: Gprs::default(), nmi: NmiState::Open, next_rip, flush_always })
+        let priority_write = PriorityWrite::of_this_cpu();
+        Some(Self { block, gprs: Gprs::default(), nmi: NmiState::Open, next_rip, flush_always, priority_write })
     }
 
     fn start(&mut self, start: Start) {
@@ -337,6 +339,9 @@ impl VirtualCpu for SvmVcpu {
                 // A virtual interrupt that is never delivered: taking it exits first. Its priority has been checked.
                 control.vintr |= vintr::V_IRQ | vintr::V_INTR_PRIO_MASK | vintr::V_IGN_TPR;
                 control.intercept_misc1 |= misc1::VINTR;
+                if self.priority_write == PriorityWrite::Fatal {
+                    control.intercept_cr_write |= CR8;
+                }
             }
             Window::Priority { .. } => control.intercept_cr_write |= CR8,
         }

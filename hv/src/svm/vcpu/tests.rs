@@ -5,7 +5,8 @@ use hv_defs::Hpa;
 fn vcpu() -> SvmVcpu {
     fake::install(1 << 20);
     let block = Block::new().unwrap();
-    let mut vcpu = SvmVcpu { block, gprs: Gprs::default(), nmi: NmiState::Open, next_rip: false, flush_always: false };
+    let (gprs, nmi, priority_write) = (Gprs::default(), NmiState::Open, PriorityWrite::Sound);
+    let mut vcpu = SvmVcpu { block, gprs, nmi, next_rip: false, flush_always: false, priority_write };
     vcpu.block.control.n_cr3 = Hpa(0x5000).0;
     vcpu.start(Start::Real { vector: 0x9A });
     vcpu
@@ -53,6 +54,17 @@ fn exits_become_neutral() {
     assert_eq!(exit_with(exit::VMRUN, 0, 0), Exit::Undefined);
     assert_eq!(exit_with(0x93, 0, 0), Exit::Unknown(0x93));
     assert_eq!(exit_with(0x51, 0, 0), Exit::Exception { vector: 17, error_code: Some(0) });
+}
+
+#[test]
+fn no_move_to_cr8_meets_a_virtual_interrupt_where_that_is_fatal() {
+    for (priority_write, exits) in [(PriorityWrite::Sound, 0), (PriorityWrite::Fatal, CR8)] {
+        let mut vcpu = SvmVcpu { priority_write, ..vcpu() };
+        for (window, exits) in [(Window::Interrupt, exits), (Window::Closed, 0), (Window::Priority { class: 3 }, CR8)] {
+            vcpu.set_window(window);
+            assert_eq!(vcpu.block.control.intercept_cr_write, exits, "{priority_write:?}, {window:?}");
+        }
+    }
 }
 
 #[test]
