@@ -18,6 +18,7 @@ use gvt_defs::Nanos;
 use hv::load::{Config, VmConfig};
 use hv::machine::DeviceService;
 use hv::percpu::CpuId;
+use hv::trace::{self, What};
 use hv::vm::VmId;
 use hv_dev::pci::PciFunction;
 use spin::{Mutex, Once};
@@ -126,7 +127,9 @@ pub fn functions(id: VmId, vm: &VmConfig) -> Result<(Vec<Slotted>, u64), Error> 
 fn with<T>(call: impl FnOnce(&mut Gvt<Device>, &mut Services) -> T) -> Option<T> {
     let shared = SHARED.get()?;
     let (result, deadline) = {
+        trace::note(What::WaitsForMediator, [0; 3], [0; 2]);
         let mut mediator = shared.mediator.lock();
+        trace::note(What::HasMediator, [0; 3], [0; 2]);
         let Mediator { gvt, host } = &mut *mediator;
         #[cfg(feature = "soft-gpu")]
         soft::run(gvt, host);
@@ -138,8 +141,14 @@ fn with<T>(call: impl FnOnce(&mut Gvt<Device>, &mut Services) -> T) -> Option<T>
         host.refresh_apertures();
         (result, deadline(gvt, host))
     };
+    trace::note(What::FreesMediator, [0; 3], [0; 2]);
     service::consider(deadline);
     Some(result)
+}
+
+/// Runs this with the mediator's lock held, if there is one.
+pub fn locked(run: fn()) {
+    with(|_, _| run());
 }
 
 /// When the run loop is to call again.

@@ -43,6 +43,9 @@ fn run(platform: &'static Platform) -> ! {
         }
     };
     let service = gpu::start(&config).unwrap_or_else(|error| refuse(&error));
+    if platform.boot.option("fault").is_some() {
+        hv::selftest::fault(gpu::locked)
+    }
     let vms = machine::setups(bundle, &config, hv::rtc::wall_clock(), |id, vm| {
         gpu::functions(id, vm).unwrap_or_else(|error| refuse(&error))
     });

@@ -47,11 +47,9 @@ pub(crate) fn interrupt_self(vector: u8) {
     send(0, u32::from(vector) | ICR_ASSERT | ICR_SELF);
 }
 
-/// Stops every other CPU for good, by NMI: it reaches them with interrupts disabled too.
-pub(crate) fn stop_others() {
-    if PAGE.is_completed() {
-        send(0, ICR_NMI | ICR_ASSERT | ICR_ALL_BUT_SELF);
-    }
+/// Sends a CPU an NMI, which reaches it with interrupts disabled too.
+pub(crate) fn send_nmi(cpu: CpuId) {
+    send_to(cpu, ICR_NMI);
 }
 
 /// Arms this CPU's timer. It fires at the deadline or, when that is far, earlier: compare and arm again.

@@ -9,6 +9,7 @@ use crate::apic;
 use crate::irq::{self, Pending};
 use crate::percpu::{self, CpuId, MAX_CPUS};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence, for_each_cpu, spin_loop};
+use crate::trace::{self, What};
 
 const ROOT: u32 = 0;
 const IDLE: u32 = 1;
@@ -62,6 +63,7 @@ pub(crate) fn enter(vm: VmId, news: impl FnOnce() -> bool) -> bool {
 
 /// Sleeps until an interrupt, unless there is something to do: `news` tells what was posted. Then takes what is pending.
 pub(crate) fn sleep(news: impl FnOnce() -> bool) -> Pending {
+    trace::note(What::Sleeps, [0; 3], [0; 2]);
     publish(IDLE);
     let pending = if is_wanted() || news() { irq::poll() } else { irq::wait() };
     returned();
@@ -149,6 +151,7 @@ impl Generation {
 fn shootdown(vm: VmId) {
     let guest = GUEST + u32::from(vm.0);
     let me = percpu::current();
+    trace::note(What::BeginsShootdown, [0, vm.0, 0], [0; 2]);
     let inside = |cpu: CpuId| of(cpu).filter(|activity| cpu != me && activity.mode.load(Ordering::Acquire) == guest);
     let mut before = [None; MAX_CPUS];
     for cpu in (0..percpu::count()).map(CpuId) {
@@ -168,4 +171,5 @@ fn shootdown(vm: VmId) {
             spin_loop();
         }
     }
+    trace::note(What::EndsShootdown, [0, vm.0, 0], [0; 2]);
 }

@@ -20,7 +20,7 @@ use crate::stats::Reason;
 use crate::vcpu::{Activity, Vcpu};
 use crate::vendor::{Direction, Event, Exit, VirtualCpu};
 use crate::vm::Fault;
-use crate::{say, time};
+use crate::{percpu, say, time, trace};
 
 /// Why a guest cannot go on. For programs, the name of the variant is the cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error, IntoStaticStr)]
@@ -314,7 +314,7 @@ fn report<V: VirtualCpu>(vcpu: &mut Vcpu<V>, crash: Crash) {
     }
     let mut lines = Lines { id, line: arrayvec::ArrayString::new() };
     let _ = vcpu.hw.describe(&mut lines);
-    vcpu.trace.print(16, &mut |line| say!("vm {id}: exit {line}"));
+    trace::print(percpu::current(), 32, &mut |line| say!("vm {id}: its CPU: {line}"));
 }
 
 const GPR_NAMES: [&str; 16] =

@@ -63,6 +63,11 @@ pub(crate) fn record(cpu: &PerCpu, vector: u8) {
         }
         _ => Pending::empty(),
     };
+    count(cpu, bits);
+}
+
+/// Makes one bit pending, and counts it.
+pub(crate) fn count(cpu: &PerCpu, bits: Pending) {
     if let Some(count) = cpu.taken.get(bits.bits().trailing_zeros() as usize) {
         count.fetch_add(1, Ordering::Relaxed);
     }

@@ -40,7 +40,7 @@ mod switch;
 mod sync;
 mod tables;
 pub mod time;
-mod trace;
+pub mod trace;
 mod trap;
 mod vcpu;
 pub mod vendor;

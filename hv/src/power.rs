@@ -46,6 +46,11 @@ pub fn exit(exit: Exit) -> ! {
     // For emulators that have no exit status of their own to give.
     crate::say!("@exit value={}", exit as u32);
     crate::console::flush();
+    leave(exit)
+}
+
+/// The same without a word.
+pub(crate) fn leave(exit: Exit) -> ! {
     // SAFETY: 1. Nobody listens on port 0xF4 but isa-debug-exit, which ends the machine.
     unsafe { Port::new(DEBUG_EXIT).write(exit as u32) };
     for letter in *b"Shutdown" {

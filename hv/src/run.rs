@@ -12,10 +12,11 @@ use crate::machine::{self, Machine};
 use crate::percpu::{self, CpuId};
 use crate::speculation::{self, Barriers};
 use crate::stats::Reason;
+use crate::trace::{self, What};
 use crate::vcpu::{Followed, Vcpu};
-use crate::vendor::{Exit, Extension, VirtualCpu};
+use crate::vendor::{Exit, ExitKind, Extension, VirtualCpu};
 use crate::vm::{Vm, VmId};
-use crate::{apic, cpus, exits, fpu, monitor, power, say, time};
+use crate::{apic, cpus, exits, fpu, monitor, power, say, selftest, time};
 
 /// How long a virtual CPU runs while another waits for the same physical CPU.
 const SLICE: u64 = 5_000_000;
@@ -39,7 +40,10 @@ pub(crate) fn enter<E: Extension>() -> ! {
         }
     };
     match Runner::new(machine, extension) {
-        Some(mut runner) => runner.run(),
+        Some(mut runner) => {
+            selftest::pester();
+            runner.run()
+        }
         None => {
             say!("CPU {}: no memory for its virtual CPUs", percpu::current().0);
             power::exit(power::Exit::Memory)
@@ -190,11 +194,14 @@ impl<E: Extension> Runner<E> {
         }
         FIRST_ENTRY.call_once(|| say!("first guest instruction after {} us", time::now().0 / 1000));
         let before = time::tsc();
+        let (vm, index) = (vcpu.vm.id().0, vcpu.index as u8);
+        trace::record(self.cpu, before, What::Enters, [0, vm, index], [vcpu.hw.rip(), 0]);
         let exit = vcpu.hw.run(&mut self.extension);
         cpus::returned();
         let after = time::tsc();
+        let kind = ExitKind::from(exit) as u8;
+        trace::record(self.cpu, after, What::Leaves, [kind, vm, index], [vcpu.hw.rip(), exit.detail()]);
         vcpu.vm.stats().ran(after.wrapping_sub(before));
-        vcpu.trace.push(after, vcpu.hw.rip(), exit);
         let reason = exits::handle(vcpu, exit);
         // The mediator works for all.
         self.touched |= reason == Reason::MmioBar;

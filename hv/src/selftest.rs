@@ -1,6 +1,8 @@
 //! The boot self-test: `selftest nonce=TEXT` on the command line. It checks what only a booted machine can show, and
 //! proves by a hash of the nonce, which no echo of the command line contains, that it got to its end.
 
+mod fault;
+
 use core::sync::atomic::Ordering;
 
 use hv_defs::Nanos;
@@ -14,6 +16,9 @@ use crate::power::{self, Exit};
 use crate::smp;
 use crate::start::Platform;
 use crate::{apic, heap, paging, say, time, trap};
+
+pub(crate) use self::fault::pester;
+pub use self::fault::run as fault;
 
 /// How long an interrupt may take to arrive.
 const PATIENCE_NANOS: u64 = 1_000_000_000;
@@ -36,8 +41,8 @@ const CHECKS: [Check; 10] = [
 /// Runs all checks and ends.
 pub fn run(platform: &'static Platform) -> ! {
     let boot = &platform.boot;
-    if let Some(how) = boot.option("crash") {
-        crash(how)
+    if boot.option("fault").is_some() {
+        fault::run(|provoke| provoke())
     }
     let (mib, modules, cpus) = (frame::free_frames() >> 8, boot.modules.len(), percpu::count());
     let (protocol, hz) = (boot.protocol, time::tsc_hz());
@@ -61,29 +66,6 @@ pub fn run(platform: &'static Platform) -> ! {
         }
     }
     power::exit(if failed == 0 { Exit::Success } else { Exit::SelfTest })
-}
-
-/// Ends by a bug on purpose: tests look at the report.
-fn crash(how: &str) -> ! {
-    match how {
-        "stack" => say!("{}", deeper(1)),
-        "write" => {
-            let code = (run as *const ()).cast_mut().cast::<u8>();
-            // SAFETY: 1. None: this store must fault, which is what the test is about; the run ends there.
-            unsafe { code.write_volatile(0xC3) };
-        }
-        _ => {}
-    }
-    panic!("selftest crash={how}")
-}
-
-/// Recurs until the stack ends.
-fn deeper(depth: u64) -> u64 {
-    if depth == u64::MAX {
-        return 0;
-    }
-    let local = core::hint::black_box([depth; 64]);
-    deeper(depth + 1).wrapping_add(local.iter().sum())
 }
 
 /// FNV-1a, 64 bits.

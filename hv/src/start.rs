@@ -132,6 +132,6 @@ fn init_boot_cpu() -> Result<(), NoFrame> {
     this.state.store(smp::PARKED, Ordering::Release);
     percpu::register(this);
     percpu::attach(this);
-    tables::load();
+    tables::load(CpuId(0));
     Ok(())
 }

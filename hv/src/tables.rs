@@ -10,7 +10,13 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
+use crate::percpu::CpuId;
 use crate::trap::stub_address;
+
+/// Selector of a segment that nobody loads: its limit is the CPU's number.
+const NUMBER: u16 = 0x28;
+/// A descriptor of data, present, accessed, at privilege level 0.
+const DATA_SEGMENT: u64 = 1 << 47 | 1 << 44 | 1 << 40;
 
 /// Bytes of each emergency stack.
 const EMERGENCY_STACK: usize = 16 * 1024;
@@ -28,13 +34,15 @@ pub(crate) fn load_early_idt() {
     EARLY_IDT.call_once(build_idt).load();
 }
 
-/// Gives this CPU its GDT, TSS and the IDT. From the heap, for good.
-pub(crate) fn load() {
+/// Gives CPU `cpu`, which is this one, its GDT, TSS and the IDT. From the heap, for good.
+pub(crate) fn load(cpu: CpuId) {
     let tss: &'static TaskStateSegment = Box::leak(Box::new(build_tss()));
     let gdt: &'static mut GlobalDescriptorTable = Box::leak(Box::new(GlobalDescriptorTable::new()));
     let code = gdt.append(Descriptor::kernel_code_segment());
     let data = gdt.append(Descriptor::kernel_data_segment());
     let task = gdt.append(Descriptor::tss_segment(tss));
+    let number = gdt.append(Descriptor::UserSegment(DATA_SEGMENT | u64::from(cpu.0)));
+    debug_assert_eq!(number.0, NUMBER);
     gdt.load();
     // SAFETY: 1. The selectors are those of the GDT just loaded, of the kind that each register takes. 2. GS is left
     // alone: its base is the CPU's own data.
@@ -46,6 +54,25 @@ pub(crate) fn load() {
         load_tss(task);
     }
     IDT.call_once(build_idt_with_stacks).load();
+}
+
+/// The number of the CPU that runs this, for handlers that may come while GS is a guest's; 0 before there are tables.
+/// GDTR is Prism's own from the very exit on, whichever the vendor.
+#[cfg(target_os = "none")]
+pub(crate) fn current() -> CpuId {
+    let mut limit = 0u32;
+    // SAFETY: 1. LSL only reads the descriptor; where there is none, it leaves the register as it is.
+    unsafe {
+        core::arch::asm!("lsl {limit:e}, {selector:e}", limit = inout(reg) limit, selector = in(reg) u32::from(NUMBER),
+            options(nostack, readonly));
+    }
+    CpuId(limit)
+}
+
+/// On the host the tables are not ours.
+#[cfg(not(target_os = "none"))]
+pub(crate) fn current() -> CpuId {
+    crate::percpu::current()
 }
 
 fn build_tss() -> TaskStateSegment {

@@ -7,8 +7,8 @@ use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 
 use crate::irq::{self, Pending, vector};
-use crate::power::{self, Exit};
-use crate::{apic, percpu, say};
+use crate::trace::{self, What};
+use crate::{apic, percpu, power, say, tables, time};
 
 /// What the stubs leave on the stack: all registers, the vector, the error code (or 0), and the CPU's own frame.
 #[repr(C)]
@@ -98,11 +98,12 @@ pub(crate) fn stub_address(vector: u8) -> VirtAddr {
 
 extern "C" fn dispatch(frame: &Frame) {
     match frame.vector as u8 {
-        NMI => nmi(),
+        NMI => nmi(frame),
         BREAKPOINT => _ = BREAKPOINTS.fetch_add(1, Ordering::Relaxed),
         vector @ ..0x20 => fatal(vector, frame),
         vector::STOP => power::halt(),
         vector => {
+            trace::note(What::Interrupt, [vector, 0, 0], [frame.rip, 0]);
             irq::record(percpu::this(), vector);
             if vector != vector::SPURIOUS {
                 apic::end_of_interrupt();
@@ -111,20 +112,24 @@ extern "C" fn dispatch(frame: &Frame) {
     }
 }
 
-/// An NMI may come at any instruction, so this touches nothing but one atomic. Prism's last words stop the others by
-/// one.
-fn nmi() {
-    if crate::panic::is_over() {
-        power::halt();
+/// An NMI may come at any instruction, so this relies on no lock and not on GS. Prism's last words stop the others by
+/// one; else it changes nothing but bits and counts.
+fn nmi(frame: &Frame) {
+    let cpu = tables::current();
+    trace::record(cpu, time::tsc(), What::Nmi, [0; 3], [frame.rip, 0]);
+    crate::panic::stop_if_over(cpu);
+    if let Some(cpu) = percpu::get(cpu) {
+        irq::count(cpu, Pending::NMI);
     }
-    percpu::this().pending.fetch_or(Pending::NMI.bits(), Ordering::AcqRel);
 }
 
 #[cold]
 fn fatal(vector: u8, frame: &Frame) -> ! {
-    crate::panic::begin();
     let name = NAMES.get(usize::from(vector)).copied().unwrap_or("?");
-    say!("PANIC: exception {name} in Prism, error {:#x}, cr2 {:#x}", frame.error, Cr2::read_raw());
+    let cr2 = Cr2::read_raw();
+    trace::record(tables::current(), time::tsc(), What::Fault, [vector, 0, 0], [frame.rip, cr2]);
+    let cpu = crate::panic::begin(format_args!("exception {name} at {:#x}", frame.rip));
+    say!("PANIC: CPU {}: exception {name} in Prism, error {:#x}, cr2 {cr2:#x}", cpu.0, frame.error);
     let Frame { rip, rsp, rflags, cs, ss, .. } = *frame;
     say!("  rip {rip:#018x} rsp {rsp:#018x} rflags {rflags:#x} cs {cs:#x} ss {ss:#x}");
     say!("  rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
@@ -134,7 +139,7 @@ fn fatal(vector: u8, frame: &Frame) -> ! {
     if !STACK_SWITCHING.contains(&vector) {
         print_stack(frame.rsp);
     }
-    power::exit(Exit::Panic)
+    crate::panic::end(cpu)
 }
 
 /// What lies on the stack, as far as the page goes: frames of interrupts and calls.

@@ -7,7 +7,6 @@ use hv_dev::apic::{Bootstrap, Interrupt, Lapic, Mode, Posted};
 use crate::clock::{GuestTsc, KvmClock};
 use crate::fpu::GuestState;
 use crate::time;
-use crate::trace::Trace;
 use crate::vendor::{Event, Setup, Start, VirtualCpu, Window};
 use crate::vm::{Request, Vm};
 
@@ -38,7 +37,6 @@ pub(crate) struct Vcpu<V> {
     pub tsc: GuestTsc,
     pub stored: [u64; msr::STORED],
     pub clock: KvmClock,
-    pub trace: Trace,
     pub activity: Activity,
     life: u32,
     generation: u64,
@@ -58,7 +56,6 @@ impl<V: VirtualCpu> Vcpu<V> {
             tsc: GuestTsc::default(),
             stored: msr::stored_reset(),
             clock: KvmClock::default(),
-            trace: Trace::default(),
             activity: Activity::Parked,
             life: 0,
             generation: 0,

@@ -7,6 +7,7 @@ use core::fmt;
 use hv_defs::{Gpa, Hpa, Nanos, Width};
 use hv_dev::apic::Interrupts;
 use hv_emu::Registers;
+use strum::{EnumDiscriminants, VariantNames};
 
 use crate::load::linux::Entry;
 use crate::nested::{NestedMap, Pool};
@@ -101,8 +102,9 @@ pub enum Direction {
     Write,
 }
 
-/// Why a virtual CPU came back, in terms that both vendors share.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Why a virtual CPU came back, in terms that both vendors share. `ExitKind` is the same without what belongs to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, EnumDiscriminants)]
+#[strum_discriminants(name(ExitKind), derive(VariantNames), repr(u8), allow(missing_docs))]
 pub enum Exit {
     /// A physical interrupt waits.
     HostInterrupt,
@@ -171,6 +173,20 @@ pub enum Exit {
     EntryFailed(u64),
     /// A reason that this backend does not know.
     Unknown(u64),
+}
+
+impl Exit {
+    /// The one word that tells most of what belongs to it.
+    pub(crate) fn detail(self) -> u64 {
+        match self {
+            Self::NestedFault { gpa, .. } => gpa.0,
+            Self::Port { port, .. } => port.into(),
+            Self::EndOfInterrupt(vector) | Self::Exception { vector, .. } => vector.into(),
+            Self::Msr(direction) => direction as u64,
+            Self::EntryFailed(code) | Self::Unknown(code) => code,
+            _ => 0,
+        }
+    }
 }
 
 /// One virtual CPU on one extension. All calls are made on the physical CPU that it lives on.

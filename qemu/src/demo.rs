@@ -117,6 +117,7 @@ impl Run<'_> {
         let ended = outcome.end == good || (lifetime == Lifetime::Interactive && outcome.end == End::TimedOut);
         if !ended {
             let why = reason(outcome.end);
+            eprint!("{}", outcome.autopsy);
             return Err(Error::new(format!("{why}; see {}", outcome.dir.join("serial.log").display())));
         }
         if lifetime == Lifetime::Once {

@@ -190,7 +190,7 @@ extern "C" fn ap_main(this: &'static PerCpu) -> ! {
     ARRIVED.store(time::tsc(), Ordering::Release);
     percpu::attach(this);
     cpu::init();
-    tables::load();
+    tables::load(this.id());
     if apic::init_cpu().is_ok() {
         apic::start_timer();
         super::park(this)

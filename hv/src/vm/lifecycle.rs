@@ -14,6 +14,7 @@ use crate::load::OnCrash;
 use crate::load::linux::Entry;
 use crate::percpu::CpuId;
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::trace::{self, What};
 use crate::{cpus, say, time};
 
 /// What is asked of a VM.
@@ -222,6 +223,7 @@ impl Vm {
     /// The request is done with, unless a stronger one came meanwhile.
     fn done(&self, request: Request, status: Status) {
         self.lifecycle.status.store(status as u8, Ordering::SeqCst);
+        trace::note(What::Vm, [status as u8, self.id.0, 0], [0; 2]);
         let (old, none) = (request as u8, Request::None as u8);
         let _ = self.lifecycle.request.compare_exchange(old, none, Ordering::SeqCst, Ordering::SeqCst);
         // It prints, and ends the run when all have stopped.

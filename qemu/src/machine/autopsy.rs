@@ -102,9 +102,20 @@ pub fn telling(words: &str) -> String {
 }
 
 fn ask_emulator(dir: &Path) -> Result<String> {
-    let mut monitor = Monitor::connect(dir)?;
+    let mut monitor = Monitor::connect(dir, MONITOR)?;
+    let text = answers(&mut monitor, &QUESTIONS)?;
+    monitor.ask("inject-nmi", &json!({}))?;
+    Ok(text)
+}
+
+/// The registers of every CPU.
+pub fn registers(monitor: &mut Monitor) -> Result<String> {
+    answers(monitor, &["info registers -a"])
+}
+
+fn answers(monitor: &mut Monitor, questions: &[&str]) -> Result<String> {
     let mut text = String::new();
-    for question in QUESTIONS {
+    for question in questions {
         let answer = monitor.ask("human-monitor-command", &json!({ "command-line": question }))?;
         text.push_str(&format!("{question}:\n"));
         let noise = |line: &&str| NOISE.iter().any(|register| line.starts_with(register));
@@ -112,21 +123,21 @@ fn ask_emulator(dir: &Path) -> Result<String> {
             text.push_str(&format!("{}\n", line.trim_end()));
         }
     }
-    monitor.ask("inject-nmi", &json!({}))?;
     Ok(text)
 }
 
 /// A connection to the emulator's monitor (QMP).
-struct Monitor {
+pub struct Monitor {
     replies: BufReader<UnixStream>,
 }
 
 impl Monitor {
-    fn connect(dir: &Path) -> Result<Self> {
+    /// By the socket of this name in the run's folder.
+    pub fn connect(dir: &Path, name: &str) -> Result<Self> {
         let silent = || "the emulator's monitor".into();
         // By way of the folder's descriptor: the address of a socket has room for a short path only.
         let folder = File::open(dir).context(silent)?;
-        let path = format!("/proc/self/fd/{}/{MONITOR}", folder.as_raw_fd());
+        let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
         let socket = UnixStream::connect(path).context(silent)?;
         socket.set_read_timeout(Some(PATIENCE)).context(silent)?;
         socket.set_write_timeout(Some(PATIENCE)).context(silent)?;
@@ -136,7 +147,13 @@ impl Monitor {
         Ok(monitor)
     }
 
-    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+    /// From now on, a line may take as long as it likes.
+    pub fn wait_long(&self) -> Result<()> {
+        self.replies.get_ref().set_read_timeout(None).context(|| "the emulator's monitor".into())
+    }
+
+    /// The answer to one command; events before it are lost.
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
         let silent = || format!("the emulator's monitor, asked for {command}");
         writeln!(self.replies.get_mut(), "{request}").context(silent)?;
@@ -152,7 +169,8 @@ impl Monitor {
         }
     }
 
-    fn line(&mut self) -> Result<String> {
+    /// The next line, an answer or an event.
+    pub fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         match self.replies.read_line(&mut line) {
             Ok(1..) => Ok(line),

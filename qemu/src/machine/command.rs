@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Gpu, Kind, Machine, OnReset, autopsy};
+use super::ram::Ram;
+use super::{Gpu, Kind, Machine, OnReset, autopsy, watch};
 use crate::provision::Qemu;
 
 /// Names in a run's folder, which is the processes' working directory: socket paths stay short.
@@ -15,7 +16,7 @@ pub const DISKS: [&str; 2] = ["boot.img", "files.img"];
 /// The port and value range of the exit device: the process ends with 2 * value + 1.
 const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=4";
 
-pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
+pub fn qemu(machine: &Machine, qemu: &Qemu, ram: &Ram, dir: &Path) -> Command {
     let mut command = tied(&qemu.program);
     command.current_dir(dir);
     let memory = machine.memory_mib;
@@ -23,10 +24,12 @@ pub fn qemu(machine: &Machine, qemu: &Qemu, dir: &Path) -> Command {
     command.args(["-machine", &format!("q35,accel={accelerator},memory-backend=ram"), "-cpu", cpu]);
     command.args(["-smp", &machine.cpus.to_string(), "-m", &format!("{memory}M")]);
     // Shared, or the GPU process could not reach it.
-    command.args(["-object", &format!("memory-backend-memfd,id=ram,size={memory}M,share=on")]);
+    let file = ram.path();
+    command.args(["-object", &format!("memory-backend-file,id=ram,size={memory}M,share=on,mem-path={file}")]);
     command.args(["-nodefaults", "-display", "none", "-device", EXIT_DEVICE]);
     command.args(["-chardev", "stdio,id=com,signal=off", "-serial", "chardev:com"]);
     command.args(["-qmp", &format!("unix:{},server=on,wait=off", autopsy::MONITOR)]);
+    command.args(["-qmp", &format!("unix:{},server=on,wait=off", watch::SOCKET)]);
     if machine.on_reset == OnReset::End {
         command.arg("-no-reboot");
     }

@@ -6,6 +6,10 @@ mod command;
 mod display;
 pub mod kvm;
 mod process;
+mod ram;
+mod rings;
+mod symbols;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -8,12 +8,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::display::Display;
-use super::{Gpu, Kind, Machine, Show, autopsy, bochs, command};
+use super::ram::Ram;
+use super::symbols::Symbols;
+use super::{Gpu, Kind, Machine, OnReset, Show, autopsy, bochs, command, rings, watch};
 use crate::error::{Context, Error, Result, make_dir, remove_dir, write};
 use crate::lock::Lock;
 use crate::paths;
@@ -41,7 +44,7 @@ pub struct Outcome {
     pub end: End,
     /// All that came over the serial line.
     pub serial: String,
-    /// What the machine was at when its time was up.
+    /// What the machine was at when its time was up, or when it ended without a word of Prism's.
     pub autopsy: String,
     /// The folder of its logs.
     pub dir: PathBuf,
@@ -60,6 +63,12 @@ pub struct Running {
     started: Instant,
     /// What the emulator takes for a screen, if it needs one.
     screen: Option<bochs::Terminal>,
+    /// The machine's memory, where it is the runner's.
+    ram: Option<Ram>,
+    /// Reads the registers when the machine resets itself.
+    watch: Option<JoinHandle<Option<String>>>,
+    /// What the machine booted.
+    image: PathBuf,
     _slots: Vec<Lock>,
 }
 
@@ -103,10 +112,11 @@ impl Running {
             Gpu::Model(options) => Some(start_gpu(&dir, options, core)?),
             Gpu::None => None,
         };
-        let (mut emulator, wires) = match qemu {
-            None => bochs::prepare(&machine, &dir).map(|(emulator, wires)| (emulator, Some(wires)))?,
-            Some(qemu) => {
-                let mut emulator = command::qemu(&machine, &qemu, &dir);
+        let ram = qemu.as_ref().map(|_| Ram::new(machine.memory_mib)).transpose()?;
+        let (mut emulator, wires) = match (qemu, &ram) {
+            (None, _) | (_, None) => bochs::prepare(&machine, &dir).map(|(emulator, wires)| (emulator, Some(wires)))?,
+            (Some(qemu), Some(ram)) => {
+                let mut emulator = command::qemu(&machine, &qemu, ram, &dir);
                 emulator.stdin(Stdio::piped()).stdout(Stdio::piped());
                 (emulator, None)
             }
@@ -124,14 +134,19 @@ impl Running {
         let serial = Arc::new(Serial::default());
         let (sink, file, show) = (serial.clone(), log(&dir, "serial.log")?, machine.show);
         std::thread::spawn(move || collect(output.map(File::from), &sink, file, show));
+        let prism = matches!(machine.kind, Kind::SvmTcg | Kind::VmxKvm);
+        let watched = prism && machine.on_reset == OnReset::End;
         Ok(Self {
             input: input.map(File::from),
             emulator,
             gpu,
             serial,
-            dir,
+            dir: dir.clone(),
             started: Instant::now(),
             screen: wires.map(|wires| wires.screen),
+            ram: ram.filter(|_| prism),
+            watch: watched.then(|| watch::start(&dir)),
+            image: machine.kernel,
             _slots: slots,
         })
     }
@@ -181,7 +196,7 @@ impl Running {
         let log = self.dir.join("serial.log");
         let see = format!("before \"{text}\" came; see {}", log.display());
         if closed {
-            return Error::new(format!("the machine ended {see}"));
+            return Error::new(format!("the machine ended {see}\n{}", self.rings()));
         }
         Error::new(format!("time was up {see}\n{}", self.examine()))
     }
@@ -222,12 +237,48 @@ impl Running {
         let status = if self.serial.lock().closed { self.emulator.wait().map(Some) } else { self.emulator.try_wait() };
         let end = status.context(|| "cannot wait for the emulator".into())?.map_or(End::TimedOut, decode);
         let ended = end != End::TimedOut;
-        let autopsy = if ended || limit.is_zero() { String::new() } else { self.examine() };
+        let mut autopsy = if ended || limit.is_zero() { String::new() } else { self.examine() };
         self.kill();
         self.drain();
         let serial = self.so_far();
+        let last_word = serial.lines().any(|line| line.starts_with("@exit value="));
+        if !matches!(end, End::Verdict(_)) && !last_word {
+            autopsy.push_str(&self.last_deeds(&serial, &autopsy));
+        }
         let end = if self.screen.is_some() && (ended || self.is_lost()) { bochs::end(&serial, &self.dir) } else { end };
         Ok(Outcome { end, serial, autopsy, dir: self.dir.clone(), time: self.started.elapsed() })
+    }
+
+    /// What every CPU did last on a machine that is no more; kept in the folder too.
+    fn last_deeds(&mut self, serial: &str, before: &str) -> String {
+        let reset = self.watch.take().and_then(|watch| watch.join().ok().flatten());
+        let (rings, reset) = (self.rings(), reset.map(|reset| self.named(&reset)).unwrap_or_default());
+        if rings.is_empty() && reset.is_empty() {
+            return String::new();
+        }
+        let text = if before.is_empty() { format!("{}\n", last_lines(serial, 30)) } else { String::new() };
+        let text = format!("{text}{reset}{rings}");
+        // The report is also returned.
+        let _ = write(&self.dir.join(autopsy::REPORT), format!("{before}{text}"));
+        text
+    }
+
+    /// What every CPU of Prism did last, as its memory tells.
+    fn rings(&self) -> String {
+        self.ram.as_ref().map_or(String::new(), |ram| rings::print(ram, &Symbols::read(&self.image)))
+    }
+
+    /// Registers, each RIP that is in the image with its name.
+    fn named(&self, registers: &str) -> String {
+        let symbols = Symbols::read(&self.image);
+        let name = |line: &str| {
+            let rip = line.strip_prefix("RIP=")?.split(' ').next()?;
+            symbols.name(u64::from_str_radix(rip, 16).ok()?)
+        };
+        registers
+            .lines()
+            .map(|line| name(line).map_or(format!("{line}\n"), |name| format!("{line} ({name})\n")))
+            .collect()
     }
 
     /// All that came over the serial line so far.
