@@ -5,6 +5,7 @@
 extern crate alloc;
 
 mod entry;
+mod fault;
 mod gpu;
 
 use core::panic::PanicInfo;
@@ -29,6 +30,7 @@ fn main(from: BootEntry) -> ! {
 
 fn run(platform: &'static Platform) -> ! {
     if platform.boot.has("selftest") {
+        fault::serve_if_asked();
         hv::selftest::run(platform)
     }
     let Some(module) = platform.boot.modules.first() else {
@@ -42,10 +44,8 @@ fn run(platform: &'static Platform) -> ! {
             power::exit(Exit::Config)
         }
     };
-    let service = gpu::start(&config).unwrap_or_else(|error| refuse(&error));
-    if platform.boot.option("fault").is_some() {
-        hv::selftest::fault(gpu::locked)
-    }
+    let service = gpu::start(&config).unwrap_or_else(|error| refuse(&error)).or_else(fault::pest);
+    fault::serve_if_asked();
     let vms = machine::setups(bundle, &config, hv::rtc::wall_clock(), |id, vm| {
         gpu::functions(id, vm).unwrap_or_else(|error| refuse(&error))
     });

@@ -48,7 +48,7 @@ pub(crate) fn interrupt_self(vector: u8) {
 }
 
 /// Sends a CPU an NMI, which reaches it with interrupts disabled too.
-pub(crate) fn send_nmi(cpu: CpuId) {
+pub fn send_nmi(cpu: CpuId) {
     send_to(cpu, ICR_NMI);
 }
 

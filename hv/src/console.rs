@@ -147,11 +147,6 @@ pub(crate) fn seize() {
     SEIZED.store(true, Ordering::Release);
 }
 
-/// Holds the console's lock for ever, for the self-test.
-pub(crate) fn lock_up() {
-    core::mem::forget(CONSOLE.lock());
-}
-
 /// For `say!`. A line that begins with `@` is for programs and goes out as it is.
 pub fn say(text: fmt::Arguments<'_>) {
     #[cfg(test)]

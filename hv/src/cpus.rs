@@ -63,7 +63,6 @@ pub(crate) fn enter(vm: VmId, news: impl FnOnce() -> bool) -> bool {
 
 /// Sleeps until an interrupt, unless there is something to do: `news` tells what was posted. Then takes what is pending.
 pub(crate) fn sleep(news: impl FnOnce() -> bool) -> Pending {
-    trace::note(What::Sleeps, [0; 3], [0; 2]);
     publish(IDLE);
     let pending = if is_wanted() || news() { irq::poll() } else { irq::wait() };
     returned();

@@ -4,6 +4,7 @@
 
 use crate::percpu::{self, CpuId, PerCpu};
 use crate::sync::Ordering;
+use crate::trace::{self, What};
 use crate::x86;
 
 bitflags::bitflags! {
@@ -108,6 +109,7 @@ pub fn poll() -> Pending {
 /// pending until the CPU halts, which it ends.
 pub fn wait() -> Pending {
     if percpu::this().pending.load(Ordering::Acquire) == 0 {
+        trace::note(What::Sleeps, [0; 3], [0; 2]);
         x86::halt_until_interrupt();
     }
     take()

@@ -47,11 +47,11 @@ pub(crate) fn print_stats(machine: &'static Machine) {
         print_table(vm);
     }
     for cpu in percpu::all() {
-        let kinds = [Pending::TIMER, Pending::KICK, Pending::FLUSH, Pending::DEVICE, Pending::CONSOLE];
-        let [timer, kick, flush, device, console] = kinds.map(|kind| cpu.interrupts(kind));
+        let kinds = [Pending::TIMER, Pending::KICK, Pending::FLUSH, Pending::DEVICE, Pending::CONSOLE, Pending::NMI];
+        let [timer, kick, flush, device, console, nmi] = kinds.map(|kind| cpu.interrupts(kind));
         let (id, switches) = (cpu.id().0, cpu.switches.load(Ordering::Relaxed));
         say!(
-            "cpu {id}: {switches} switches, {timer} timer, {kick} kick, {flush} flush, {device} device, {console} console"
+            "cpu {id}: {switches} switches, {timer} timer, {kick} kick, {flush} flush, {device} device, {console} console, {nmi} NMI"
         );
     }
     for vm in machine.vms() {

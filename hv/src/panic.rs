@@ -41,6 +41,8 @@ pub(crate) fn begin(why: fmt::Arguments<'_>) -> CpuId {
         Err(reporter) if reporter == cpu.0 + 1 => match FAILURES.fetch_add(1, Ordering::AcqRel) {
             0 => {
                 console::seize();
+                // It may have ended within a line.
+                say!("");
                 say!("PANIC: CPU {}: {why}, in the report", cpu.0);
                 power::exit(Exit::Panic)
             }

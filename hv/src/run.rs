@@ -16,7 +16,7 @@ use crate::trace::{self, What};
 use crate::vcpu::{Followed, Vcpu};
 use crate::vendor::{Exit, ExitKind, Extension, VirtualCpu};
 use crate::vm::{Vm, VmId};
-use crate::{apic, cpus, exits, fpu, monitor, power, say, selftest, time};
+use crate::{apic, cpus, exits, fpu, monitor, power, say, time};
 
 /// How long a virtual CPU runs while another waits for the same physical CPU.
 const SLICE: u64 = 5_000_000;
@@ -40,10 +40,7 @@ pub(crate) fn enter<E: Extension>() -> ! {
         }
     };
     match Runner::new(machine, extension) {
-        Some(mut runner) => {
-            selftest::pester();
-            runner.run()
-        }
+        Some(mut runner) => runner.run(),
         None => {
             say!("CPU {}: no memory for its virtual CPUs", percpu::current().0);
             power::exit(power::Exit::Memory)

@@ -1,8 +1,6 @@
 //! The boot self-test: `selftest nonce=TEXT` on the command line. It checks what only a booted machine can show, and
 //! proves by a hash of the nonce, which no echo of the command line contains, that it got to its end.
 
-mod fault;
-
 use core::sync::atomic::Ordering;
 
 use hv_defs::Nanos;
@@ -16,9 +14,6 @@ use crate::power::{self, Exit};
 use crate::smp;
 use crate::start::Platform;
 use crate::{apic, heap, paging, say, time, trap};
-
-pub(crate) use self::fault::pester;
-pub use self::fault::run as fault;
 
 /// How long an interrupt may take to arrive.
 const PATIENCE_NANOS: u64 = 1_000_000_000;
@@ -41,9 +36,6 @@ const CHECKS: [Check; 10] = [
 /// Runs all checks and ends.
 pub fn run(platform: &'static Platform) -> ! {
     let boot = &platform.boot;
-    if boot.option("fault").is_some() {
-        fault::run(|provoke| provoke())
-    }
     let (mib, modules, cpus) = (frame::free_frames() >> 8, boot.modules.len(), percpu::count());
     let (protocol, hz) = (boot.protocol, time::tsc_hz());
     say!("selftest: booted by {protocol}, {mib} MiB free, {modules} modules, {cpus} cpus, tsc {hz} Hz");

@@ -58,7 +58,6 @@ pub(crate) fn load(cpu: CpuId) {
 
 /// The number of the CPU that runs this, for handlers that may come while GS is a guest's; 0 before there are tables.
 /// GDTR is Prism's own from the very exit on, whichever the vendor.
-#[cfg(target_os = "none")]
 pub(crate) fn current() -> CpuId {
     let mut limit = 0u32;
     // SAFETY: 1. LSL only reads the descriptor; where there is none, it leaves the register as it is.
@@ -67,12 +66,6 @@ pub(crate) fn current() -> CpuId {
             options(nostack, readonly));
     }
     CpuId(limit)
-}
-
-/// On the host the tables are not ours.
-#[cfg(not(target_os = "none"))]
-pub(crate) fn current() -> CpuId {
-    crate::percpu::current()
 }
 
 fn build_tss() -> TaskStateSegment {

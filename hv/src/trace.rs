@@ -14,47 +14,36 @@ use crate::vendor::ExitKind;
 /// Entries of a ring.
 const KEPT: usize = 64;
 
-/// What a CPU did: a place in `TEXTS`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "the texts say it")]
-pub enum What {
-    Nothing,
-    Enters,
-    Leaves,
-    Interrupt,
-    Nmi,
-    Sleeps,
-    BeginsShootdown,
-    EndsShootdown,
-    WaitsForMediator,
-    HasMediator,
-    FreesMediator,
-    Vm,
-    Fault,
-    Panic,
-    SelfTest,
+macro_rules! deeds {
+    ($($name:ident $text:literal,)*) => {
+        /// What a CPU did: a place in `TEXTS`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        #[allow(missing_docs, reason = "the texts say it")]
+        pub enum What { $($name,)* }
+
+        const TEXTS: &[&str] = &[$($text,)*];
+    };
 }
 
-/// What is said of an entry: `%v` is the VM, `%n` the virtual CPU, `%c` the code, `%x` the exit with that code, `%a` and
-/// `%b` are the two words.
-const TEXTS: [&str; 15] = [
-    "nothing",
-    "enters guest %v vCPU %n at %a",
-    "leaves guest %v vCPU %n at %a: %x %b",
-    "interrupt %c in Prism at %a",
-    "NMI in Prism at %a",
-    "sleeps",
-    "begins a shootdown of guest %v",
-    "ends a shootdown of guest %v",
-    "waits for the mediator",
-    "has the mediator's lock",
-    "frees the mediator's lock",
-    "guest %v: 1 runs, 2 off, 3 crashed, 4 killed: %c",
-    "exception %c in Prism at %a, CR2 %b",
-    "panics",
-    "selftest: provokes a fault",
-];
+// `%v` is the VM, `%n` the virtual CPU, `%c` the code, `%x` the exit with that code; `%a` and `%b` are the two words.
+deeds! {
+    Nothing "nothing",
+    Enters "enters guest %v vCPU %n at %a",
+    Leaves "leaves guest %v vCPU %n at %a: %x %b",
+    Interrupt "interrupt %c in Prism at %a",
+    Nmi "NMI in Prism at %a",
+    Sleeps "sleeps",
+    BeginsShootdown "begins a shootdown of guest %v",
+    EndsShootdown "ends a shootdown of guest %v",
+    WaitsForMediator "waits for the mediator",
+    HasMediator "has the mediator's lock",
+    FreesMediator "frees the mediator's lock",
+    Vm "guest %v: 1 runs, 2 off, 3 crashed, 4 killed: %c",
+    Fault "exception %c in Prism at %a, CR2 %b",
+    Panic "panics",
+    SelfTest "selftest: provokes a fault",
+}
 
 /// TSC; what, code, VM and virtual CPU, a byte each; two words.
 type Entry = [AtomicU64; 4];
@@ -69,45 +58,26 @@ struct Ring {
 static RINGS: [Ring; MAX_CPUS] =
     [const { Ring { next: AtomicU64::new(0), entries: [const { [const { AtomicU64::new(0) }; 4] }; KEPT] } }; MAX_CPUS];
 
-/// For readers of raw memory; the runner is one. Whoever changes the layout changes the version.
+/// For readers of raw memory; the runner is one. Whoever changes the layout changes the version. Addresses are physical
+/// ones too, as the image is mapped; a slice and a text are an address and a length.
 #[repr(C)]
 struct Header {
     magic: [u8; 16],
-    /// Version, CPUs, bytes of a ring, entries of a ring, texts, exits.
-    sizes: [u32; 6],
-    /// Virtual and physical address alike, as the image is mapped.
+    /// CPUs, bytes of a ring, entries of a ring.
+    sizes: [u64; 3],
     rings: &'static [Ring; MAX_CPUS],
-    texts: [[u8; 56]; TEXTS.len()],
-    exits: [[u8; 24]; ExitKind::VARIANTS.len()],
+    texts: &'static [&'static str],
+    exits: &'static [&'static str],
 }
 
 #[used]
 static HEADER: Header = Header {
     magic: *b"Prism traces v1\n",
-    sizes: [
-        1,
-        MAX_CPUS as u32,
-        size_of::<Ring>() as u32,
-        KEPT as u32,
-        TEXTS.len() as u32,
-        ExitKind::VARIANTS.len() as u32,
-    ],
+    sizes: [MAX_CPUS as u64, size_of::<Ring>() as u64, KEPT as u64],
     rings: &RINGS,
-    texts: fixed(&TEXTS),
-    exits: fixed(ExitKind::VARIANTS),
+    texts: TEXTS,
+    exits: ExitKind::VARIANTS,
 };
-
-/// Texts of a fixed length, filled up with zeros; one that is too long does not compile.
-const fn fixed<const LEN: usize, const COUNT: usize>(texts: &[&str]) -> [[u8; LEN]; COUNT] {
-    let mut all = [[0; LEN]; COUNT];
-    let mut n = 0;
-    while n < COUNT {
-        let (head, _) = all[n].split_at_mut(texts[n].len());
-        head.copy_from_slice(texts[n].as_bytes());
-        n += 1;
-    }
-    all
-}
 
 /// Remembers what this CPU does: code, VM and virtual CPU, two words.
 pub fn note(what: What, of: [u8; 3], words: [u64; 2]) {
@@ -187,10 +157,5 @@ mod tests {
         print(cpu, 1000, &mut |line| lines.push(line.to_string()));
         assert_eq!(lines.len(), KEPT);
         record(CpuId(u32::MAX), 0, What::Sleeps, [0; 3], [0; 2]);
-    }
-
-    #[test]
-    fn what_and_texts_are_as_many() {
-        assert_eq!(What::SelfTest as usize + 1, TEXTS.len());
     }
 }

@@ -26,6 +26,12 @@ impl Ram {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
+    /// Puts something there.
+    #[cfg(test)]
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        self.0.write_all_at(bytes, at).unwrap();
+    }
+
     /// What lies at a physical address below the hole under 4 GiB.
     pub fn read(&self, at: u64, len: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; len];

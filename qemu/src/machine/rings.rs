@@ -7,10 +7,10 @@ const MAGIC: &[u8; 16] = b"Prism traces v1\n";
 /// The header is constant data of the image, which lies from 1 MiB on.
 const SEARCHED: std::ops::Range<u64> = 0x10_0000..0x50_0000;
 const ALIGNMENT: usize = 8;
-/// After the magic text: six numbers of four bytes, and an address.
-const HEADER_BYTES: usize = 16 + 6 * 4 + 8;
-const TEXT_BYTES: usize = 56;
-const EXIT_BYTES: usize = 24;
+/// The magic text, three numbers, the rings' address, and the addresses and counts of two tables of texts.
+const HEADER_BYTES: usize = 16 + 8 * 8;
+/// More texts, or longer ones, are none of Prism's.
+const MOST: u64 = 128;
 const ENTRY_BYTES: usize = 32;
 /// What is shown of each CPU.
 const SHOWN: u64 = 24;
@@ -39,29 +39,15 @@ impl Header {
     fn find(ram: &Ram) -> Option<Self> {
         let image = ram.read(SEARCHED.start, (SEARCHED.end - SEARCHED.start) as usize)?;
         let places = (0..image.len() - HEADER_BYTES).step_by(ALIGNMENT);
-        places.filter(|&at| image[at..].starts_with(MAGIC)).find_map(|at| Self::parse(&image[at..]))
+        places.filter(|&at| image[at..].starts_with(MAGIC)).find_map(|at| Self::parse(ram, &image[at..]))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let number = |index: usize| Some(u32::from_le_bytes(*bytes.get(16 + 4 * index..)?.first_chunk()?));
-        let [version, cpus, ring_bytes, entries, texts, exits] = [0, 1, 2, 3, 4, 5].map(number);
-        let sound = version? == 1 && (1..=1024).contains(&cpus?) && (1..=1 << 16).contains(&entries?);
-        if !sound {
-            return None;
-        }
-        let (texts, exits) = (texts? as usize, exits? as usize);
-        let table = |from: usize, count: usize, len: usize| {
-            let all = bytes.get(from..from + count * len)?;
-            Some(all.chunks(len).map(|text| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()).collect())
-        };
-        Some(Self {
-            cpus: cpus?.into(),
-            ring_bytes: ring_bytes?.into(),
-            entries: entries?.into(),
-            rings: word(bytes, HEADER_BYTES - 8)?,
-            texts: table(HEADER_BYTES, texts, TEXT_BYTES)?,
-            exits: table(HEADER_BYTES + texts * TEXT_BYTES, exits, EXIT_BYTES)?,
-        })
+    fn parse(ram: &Ram, bytes: &[u8]) -> Option<Self> {
+        let number = |index: usize| word(bytes, 16 + 8 * index);
+        let [cpus, ring_bytes, entries] = [number(0)?, number(1)?, number(2)?];
+        let sound = cpus <= 1024 && (1..=1 << 16).contains(&entries) && ring_bytes >= 8 + entries * ENTRY_BYTES as u64;
+        let (texts, exits) = (strings(ram, number(4)?, number(5)?)?, strings(ram, number(6)?, number(7)?)?);
+        sound.then_some(Self { cpus, ring_bytes, entries, rings: number(3)?, texts, exits })
     }
 
     fn ring(&self, ram: &Ram, cpu: u64, symbols: &Symbols) -> Option<String> {
@@ -94,6 +80,16 @@ impl Header {
     }
 }
 
+/// Texts, each named by address and length.
+fn strings(ram: &Ram, at: u64, count: u64) -> Option<Vec<String>> {
+    let table = ram.read(at, 16 * usize::try_from(count).ok().filter(|_| count <= MOST)?)?;
+    let text = |name: &[u8]| {
+        let len = word(name, 8).filter(|len| *len <= MOST)?;
+        Some(String::from_utf8_lossy(&ram.read(word(name, 0)?, len as usize)?).into_owned())
+    };
+    table.chunks(16).map(text).collect()
+}
+
 fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
@@ -104,20 +100,26 @@ mod tests {
 
     #[test]
     fn texts_are_filled_in() {
-        let mut bytes = MAGIC.to_vec();
-        [1u32, 2, 72, 2, 2, 1].iter().for_each(|number| bytes.extend(number.to_le_bytes()));
-        bytes.extend(0x2000u64.to_le_bytes());
-        for (text, len) in [("", TEXT_BYTES), ("leaves %v.%n at %a: %x %b", TEXT_BYTES), ("Hlt", EXIT_BYTES)] {
-            let mut text = text.as_bytes().to_vec();
-            text.resize(len, 0);
-            bytes.extend(text);
-        }
-        let header = Header::parse(&bytes).unwrap();
-        let what = u64::from_le_bytes([1, 0, 3, 4, 0, 0, 0, 0]);
-        assert_eq!(header.say([0, what, 0x10, 5], &Symbols::default()), "leaves 3.4 at 0x10: Hlt 0x5");
-        assert_eq!((header.rings, header.entries), (0x2000, 2));
-        assert!(Header::parse(&bytes[..80]).is_none());
         let ram = Ram::new(8).unwrap();
+        assert_eq!(print(&ram, &Symbols::default()), "");
+        let put = |at: u64, words: &[u64]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            ram.write(at, &bytes);
+        };
+        let [header, rings, tables, text, exit] = [0x20_0008, 0x60_0000, 0x61_0000, 0x62_0000, 0x63_0000];
+        ram.write(header, MAGIC);
+        put(header + 16, &[2, 72, 2, rings, tables, 2, tables + 32, 1]);
+        ram.write(text, b"leaves %v.%n at %a: %x %b");
+        ram.write(exit, b"Hlt");
+        put(tables, &[text, 0, text, 25, exit, 3]);
+        let what = u64::from_le_bytes([1, 0, 3, 4, 0, 0, 0, 0]);
+        put(rings + 72, &[3, 107, what, 0x30, 7, 100, what, 0x10, 5]);
+        let said = print(&ram, &Symbols::default());
+        let lines: Vec<&str> = said.lines().map(str::trim).collect();
+        let first = "-7            leaves 3.4 at 0x10: Hlt 0x5";
+        assert_eq!(lines[1..], [first, "-0            leaves 3.4 at 0x30: Hlt 0x7"]);
+        assert!(lines[0].starts_with("CPU 1 did last"), "{said}");
+        put(header + 16, &[2, 72, 1 << 40]);
         assert_eq!(print(&ram, &Symbols::default()), "");
     }
 }
