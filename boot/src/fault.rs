@@ -33,11 +33,16 @@ fn asked() -> Option<(&'static str, CpuId)> {
 }
 
 fn enter() -> ! {
+    static HERE: AtomicU64 = AtomicU64::new(0);
+    HERE.fetch_add(1, Ordering::AcqRel);
     while asked().is_none_or(|(_, cpu)| cpu != percpu::current()) {
         irq::wait();
     }
+    while HERE.load(Ordering::Acquire) < percpu::count().into() {
+        core::hint::spin_loop();
+    }
     // By then the others sleep.
-    time::spin(5_000_000);
+    time::spin(20_000_000);
     trace::note(What::SelfTest, [0; 3], [0; 2]);
     crate::gpu::locked(provoke);
     provoke();

@@ -136,16 +136,17 @@ impl Running {
         std::thread::spawn(move || collect(output.map(File::from), &sink, file, show));
         let prism = matches!(machine.kind, Kind::SvmTcg | Kind::VmxKvm);
         let watched = prism && machine.on_reset == OnReset::End;
+        let watch = watched.then(|| watch::start(&dir, emulator.id()));
         Ok(Self {
             input: input.map(File::from),
             emulator,
             gpu,
             serial,
-            dir: dir.clone(),
+            dir,
             started: Instant::now(),
             screen: wires.map(|wires| wires.screen),
-            ram: ram.filter(|_| prism),
-            watch: watched.then(|| watch::start(&dir)),
+            ram,
+            watch,
             image: machine.kernel,
             _slots: slots,
         })

@@ -16,14 +16,14 @@ pub const SOCKET: &str = "watch.sock";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Watches the machine whose folder this is. What it finds at a reset is there when the emulator has ended.
-pub fn start(dir: &Path) -> JoinHandle<Option<String>> {
+pub fn start(dir: &Path, emulator: u32) -> JoinHandle<Option<String>> {
     let dir = PathBuf::from(dir);
-    std::thread::spawn(move || watch(connect(&dir)?).ok().flatten())
+    std::thread::spawn(move || watch(connect(&dir, emulator)?).ok().flatten())
 }
 
-fn connect(dir: &Path) -> Option<Monitor> {
+fn connect(dir: &Path, emulator: u32) -> Option<Monitor> {
     let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
+    while Instant::now() < deadline && Path::new(&format!("/proc/{emulator}")).exists() {
         if let Ok(monitor) = Monitor::connect(dir, SOCKET) {
             return Some(monitor);
         }
@@ -44,6 +44,7 @@ fn watch(mut monitor: Monitor) -> Result<Option<String>> {
         }
     };
     let found = if reason == "guest-reset" { autopsy::registers(&mut monitor).ok() } else { None };
-    monitor.ask("quit", &json!({}))?;
+    // It may be gone before it answers.
+    let _ = monitor.ask("quit", &json!({}));
     Ok(found.map(|registers| format!("the machine was reset; registers then:\n{registers}")))
 }
