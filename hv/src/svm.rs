@@ -68,7 +68,12 @@ impl Extension for Svm {
             x86::write_msr(msr::VM_HSAVE_PA, save_area.hpa().0);
             entry::save_host(host.hpa());
         }
-        Ok(Self { host, _save_area: save_area, barriers: Barriers::enable(), injection: quirk::Injection::of_this_cpu() })
+        Ok(Self {
+            host,
+            _save_area: save_area,
+            barriers: Barriers::enable(),
+            injection: quirk::Injection::of_this_cpu(),
+        })
     }
 
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>> {

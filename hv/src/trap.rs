@@ -103,8 +103,9 @@ extern "C" fn dispatch(frame: &Frame) {
         vector @ ..0x20 => fatal(vector, frame),
         vector::STOP => power::halt(),
         vector => {
-            trace::note(What::Interrupt, [vector, 0, 0], [frame.rip, 0]);
-            irq::record(percpu::this(), vector);
+            let cpu = tables::current();
+            trace::record(cpu, time::tsc(), What::Interrupt, [vector, 0, 0], [frame.rip, 0]);
+            percpu::get(cpu).inspect(|cpu| irq::record(cpu, vector));
             if vector != vector::SPURIOUS {
                 apic::end_of_interrupt();
             }
