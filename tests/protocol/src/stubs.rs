@@ -29,8 +29,14 @@ pub(crate) mod fpu {
 }
 
 pub(crate) mod trace {
-    #[derive(Default)]
-    pub struct Trace(());
+    #[derive(Clone, Copy)]
+    pub enum What {
+        Sleeps,
+        BeginsShootdown,
+        EndsShootdown,
+        Vm,
+    }
+    pub fn note(_: What, _: [u8; 3], _: [u64; 2]) {}
 }
 
 pub(crate) mod time {
