@@ -11,6 +11,7 @@ use crate::machine::{percpu, run_guest_until_interrupt};
 use crate::message::{Delivery, Destination, Message, Trigger};
 use crate::percpu::CpuId;
 use crate::stubs::Mutex;
+use crate::sync::{AtomicBool, Ordering};
 use crate::vcpu::{Activity, Vcpu};
 use crate::vendor::{Guest, Start};
 use crate::vm::{Request, Status, Timed, Vm};
@@ -233,6 +234,33 @@ pub fn a_flush_and_a_guest(stays: bool) {
     });
 }
 
+loom::lazy_static! {
+    static ref IS_FLUSHED: AtomicBool = AtomicBool::new(false);
+}
+
+/// A guest that left by itself, and is back with new translations until it is interrupted for something else: the flush
+/// does not wait for it.
+pub fn a_flush_and_a_guest_that_comes_back() {
+    check(Some(4), || {
+        let [_first, mut second] = both_running();
+        let guest = on(1, move || {
+            let (old, mut leaves) = (second.vcpu.hw.flushes, true);
+            while !IS_FLUSHED.load(Ordering::Acquire) {
+                second.turn(|vcpu| {
+                    let leaves = core::mem::take(&mut leaves) && vcpu.hw.flushes == old;
+                    if !leaves && !IS_FLUSHED.load(Ordering::Acquire) {
+                        run_guest_until_interrupt();
+                    }
+                });
+            }
+        });
+        TWO.generation.advance(TWO.id());
+        IS_FLUSHED.store(true, Ordering::Release);
+        cpus::nudge(CpuId(1));
+        guest.join().unwrap();
+    });
+}
+
 /// Two CPUs leave guests and flush, of one VM or of two: neither waits for ever, since both wait in root mode.
 pub fn two_flushes(vms: [u8; 2]) {
     check(Some(4), move || {
@@ -339,13 +367,15 @@ pub fn writers_and_the_console() {
                 cpus::console_written();
             })
         });
-        loop {
+        let mut seen = 0;
+        while seen < 2 {
             cpus::attend();
-            // A deadline is as good as all that comes: it looks then, at what there is then.
             if cpus::watch_console(deadline).is_some() {
-                break;
+                // The deadline comes, and it looks.
+                seen += core::mem::take(&mut *CONSOLE.lock());
+            } else {
+                cpus::sleep(|| false);
             }
-            cpus::sleep(|| false);
         }
         writers.into_iter().for_each(|writer| writer.join().unwrap());
     });

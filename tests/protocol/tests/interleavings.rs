@@ -43,6 +43,7 @@ fn flushes_do_not_wait_for_each_other() {
     models::two_flushes([1, 1]);
     models::two_flushes([1, 2]);
     models::a_flush_against_a_flush();
+    models::a_flush_and_a_guest_that_comes_back();
 }
 
 #[test]
