@@ -115,7 +115,7 @@ fn started(vm: &'static Vm) -> Runner {
 /// Two CPUs post to a third one that halts (or computes) until it has both: it never stays asleep, nor in its guest,
 /// with something unseen.
 pub fn posters_and_a_sleeper(activity: Sleeper) {
-    check(Some(3), move || {
+    check(Some(2), move || {
         let mut runner = started(&ONE);
         if activity == Sleeper::Halts {
             runner.vcpu.activity = Activity::Halted;
@@ -355,7 +355,7 @@ loom::lazy_static! {
 
 /// Others write to the console: the first CPU does not sleep unless it has a deadline for what they wrote.
 pub fn writers_and_the_console() {
-    check(Some(3), || {
+    check(Some(2), || {
         percpu::attach(CpuId(0));
         let deadline = || {
             let written = *CONSOLE.lock();
