@@ -5,10 +5,14 @@
 //! | no fence after the mode is published, or before a poster looks at it; `news` asked before it is published | sleep with work unseen |
 //! | `is_wanted` left out before sleep; `attend` by a store, or relaxed | sleep with work unseen |
 //! | no fence between the new generation and the look at the modes; no wait; no interrupt | a guest reads the page with its new owner, or runs on |
-//! | the mailbox marked before the vector is in it; its owner not asked again before it enters | a vector without a mark, an endless guest |
+//! | the mailbox marked before the vector is in it; never a kick; vectors taken before the mark | a vector without a mark |
+//! | no count of returns; CPUs in root mode asked to leave and waited for | a flush that waits for ever |
 //! | the console watched before its deadline is known; watched without one | sleep with output unseen |
 //! | mailboxes emptied by each virtual CPU as it begins; `parked` or `request` without a nudge | sleep for ever |
 //! | the deadline published outside the lock | the later one stays |
+//!
+//! Three second looks can be left out without loss, since the nudge comes after what they look for: those of
+//! `Vcpu::must_look_again` at the mailbox and at requests, and that of `irq::wait`.
 
 use protocol::models::{self, Sleeper};
 
