@@ -41,8 +41,10 @@ fn enter() -> ! {
     while HERE.load(Ordering::Acquire) < percpu::count().into() {
         core::hint::spin_loop();
     }
-    // By then the others sleep.
-    time::spin(20_000_000);
+    let sleeps = |cpu: CpuId| cpu == percpu::current() || trace::did_last(cpu) == Some(What::Sleeps as u8);
+    while !percpu::all().all(|cpu| sleeps(cpu.id())) {
+        core::hint::spin_loop();
+    }
     trace::note(What::SelfTest, [0; 3], [0; 2]);
     crate::gpu::locked(provoke);
     provoke();

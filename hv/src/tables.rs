@@ -42,7 +42,7 @@ pub(crate) fn load(cpu: CpuId) {
     let data = gdt.append(Descriptor::kernel_data_segment());
     let task = gdt.append(Descriptor::tss_segment(tss));
     let number = gdt.append(Descriptor::UserSegment(DATA_SEGMENT | u64::from(cpu.0)));
-    debug_assert_eq!(number.0, NUMBER);
+    assert_eq!(number.0, NUMBER);
     gdt.load();
     // SAFETY: 1. The selectors are those of the GDT just loaded, of the kind that each register takes. 2. GS is left
     // alone: its base is the CPU's own data.

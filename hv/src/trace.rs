@@ -84,6 +84,14 @@ pub fn note(what: What, of: [u8; 3], words: [u64; 2]) {
     record(percpu::current(), time::tsc(), what, of, words);
 }
 
+/// What a CPU did last, as a place in `TEXTS`.
+pub fn did_last(cpu: CpuId) -> Option<u8> {
+    let ring = RINGS.get(cpu.0 as usize)?;
+    let last = ring.next.load(Ordering::Acquire).checked_sub(1)?;
+    let [_, what, ..] = ring.entries.get(last as usize % KEPT)?;
+    Some(what.load(Ordering::Relaxed) as u8)
+}
+
 /// The same for who knows the time, and which CPU this is. An NMI in the middle loses one of the two entries.
 #[inline]
 pub(crate) fn record(cpu: CpuId, tsc: u64, what: What, [code, vm, vcpu]: [u8; 3], [a, b]: [u64; 2]) {

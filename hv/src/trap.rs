@@ -145,7 +145,8 @@ fn fatal(vector: u8, frame: &Frame) -> ! {
 
 /// What lies on the stack, as far as the page goes: frames of interrupts and calls.
 fn print_stack(rsp: u64) {
-    let words = ((0x1000 - (rsp & 0xFFF)) / 8).min(48);
+    // At the very end of a page the frame lies in the one below, and the next need not be mapped.
+    let words = if rsp & 0xFFF == 0 { 0 } else { (0x1000 - (rsp & 0xFFF)) / 8 }.min(48);
     let word = |index: u64| {
         // SAFETY: 1. The exception was taken on this stack, right below `rsp`, so that the page is mapped. 2. The address
         // is aligned, and in that page. 3. Nobody else runs on this stack.

@@ -1,5 +1,5 @@
 # Boots by itself, without Prism: runs one AMD-V guest with an external interrupt injected by VMRUN, whose handler spins
-# with IF = 0 for half a second or more and then ends the guest. What is written to the exit device is how often the handler
+# with IF = 0 for a second or more and then ends the guest. What is written to the exit device is how often the handler
 # was entered: 1 on a CPU. With BOUNCE an interrupt of the host's own waits, so that the guest exits before its handler's
 # first instruction, and is entered again with nothing injected.
     .intel_syntax noprefix
@@ -114,7 +114,7 @@ guest:
     jmp guest
 handler:
     inc dword ptr [ENTERED]
-    mov ecx, 300000000
+    mov ecx, 1000000000
 2:  dec ecx
     jnz 2b
     vmmcall

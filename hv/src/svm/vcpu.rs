@@ -439,6 +439,11 @@ impl SvmVcpu {
         };
         let again = info & event::VALID != 0 && !by_instruction && control.exit_code != exit::SHUTDOWN;
         control.event_inj = if again { info } else { 0 };
+        if again {
+            // Delivery ends a shadow: what is told here is that of the STI before VMRUN, which some CPUs let through when
+            // the exit comes in the middle of an injection.
+            control.interrupt_shadow = 0;
+        }
     }
 
     /// Lets the guest execute one instruction, with the flag that traps after it; any exception exits, or its frame would

@@ -193,13 +193,14 @@ impl Running {
     }
 
     /// What to say when `text` did not come.
-    fn missed(&self, text: &str, closed: bool) -> Error {
+    fn missed(&mut self, text: &str, closed: bool) -> Error {
         let log = self.dir.join("serial.log");
         let see = format!("before \"{text}\" came; see {}", log.display());
         if closed {
-            return Error::new(format!("the machine ended {see}\n{}", self.rings()));
+            let deeds = self.last_deeds(&self.so_far(), "");
+            return Error::new(format!("the machine ended {see}\n{deeds}"));
         }
-        Error::new(format!("time was up {see}\n{}", self.examine()))
+        Error::new(format!("time was up {see}\n{}{}", self.examine(), self.rings()))
     }
 
     /// Shows the user no more of the serial line; it is still kept.

@@ -45,13 +45,14 @@ impl Header {
     fn parse(ram: &Ram, bytes: &[u8]) -> Option<Self> {
         let number = |index: usize| word(bytes, 16 + 8 * index);
         let [cpus, ring_bytes, entries] = [number(0)?, number(1)?, number(2)?];
-        let sound = cpus <= 1024 && (1..=1 << 16).contains(&entries) && ring_bytes >= 8 + entries * ENTRY_BYTES as u64;
+        let needed = 8 + entries.min(1 << 16) * ENTRY_BYTES as u64;
+        let sound = cpus <= 1024 && (1..=1 << 16).contains(&entries) && (needed..=1 << 22).contains(&ring_bytes);
         let (texts, exits) = (strings(ram, number(4)?, number(5)?)?, strings(ram, number(6)?, number(7)?)?);
         sound.then_some(Self { cpus, ring_bytes, entries, rings: number(3)?, texts, exits })
     }
 
     fn ring(&self, ram: &Ram, cpu: u64, symbols: &Symbols) -> Option<String> {
-        let ring = ram.read(self.rings + cpu * self.ring_bytes, self.ring_bytes as usize)?;
+        let ring = ram.read(self.rings.checked_add(cpu * self.ring_bytes)?, self.ring_bytes as usize)?;
         let next = word(&ring, 0)?;
         let entry = |n: u64| {
             let at = 8 + (n % self.entries) as usize * ENTRY_BYTES;

@@ -20,14 +20,15 @@ impl Symbols {
 
     /// The function that holds this address, and how far into it that is.
     pub fn name(&self, address: u64) -> Option<String> {
-        let (start, _, name) = self.0.iter().find(|(start, len, _)| (*start..start + len).contains(&address))?;
+        let (start, _, name) =
+            self.0.iter().find(|(start, len, _)| address.checked_sub(*start).is_some_and(|at| at < *len))?;
         Some(format!("{name}+{:#x}", address - start))
     }
 }
 
 fn functions(elf: &[u8]) -> Option<Vec<(u64, u64, String)>> {
     let (table, size, count) = (number(elf, 0x28, 8)? as usize, number(elf, 0x3A, 2)? as usize, number(elf, 0x3C, 2)?);
-    let section = |index: usize| elf.get(table + index * size..);
+    let section = |index: usize| elf.get(table.checked_add(index.checked_mul(size)?)?..);
     let content = |header: &[u8]| {
         let (at, len) = (number(header, 0x18, 8)? as usize, number(header, 0x20, 8)? as usize);
         elf.get(at..at.checked_add(len)?)

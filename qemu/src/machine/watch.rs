@@ -35,8 +35,9 @@ fn connect(dir: &Path, emulator: u32) -> Option<Monitor> {
 /// From here on, an end of what runs only stops the emulator, which tells us, and which we then end. Its exit status is
 /// what the exit device was given, or 0.
 fn watch(mut monitor: Monitor) -> Result<Option<String>> {
-    monitor.ask("set-action", &json!({ "shutdown": "pause" }))?;
+    // First: an emulator that is slow to answer has heard it all the same.
     monitor.wait_long()?;
+    monitor.ask("set-action", &json!({ "shutdown": "pause" }))?;
     let reason = loop {
         let event: Value = serde_json::from_str(&monitor.line()?).unwrap_or_default();
         if event["event"] == "SHUTDOWN" {

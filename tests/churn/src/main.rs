@@ -2,11 +2,12 @@
 //!
 //!     churn SECONDS SEED
 //!
-//! Workers, each of which counts what it has done; one that stands still for longer than `PATIENCE` has lost an
-//! interrupt or a wake-up:
+//! Workers, each of which counts what it has done, until the time is over and every one has done something once more: one
+//! that does not within `PATIENCE` has lost an interrupt or a wake-up.
 //! - on each CPU: memory barriers and unmapping, which interrupt every other CPU of the process
 //! - two threads that wake each other by turns, on two CPUs if there are as many
-//! - timers: sleeping, a periodic timer read from a file, a periodic signal, the real-time clock's interrupt
+//! - timers: sleeping, a periodic timer read from a file, a periodic signal, the ticks of the real-time clock (which Linux
+//!   makes by a timer of its own)
 //! - on each CPU: registers (general, SSE, FS) that are filled, kept for a while and compared
 //!
 //! Ends with `VERDICT churn pass|fail n/m`; the exit status says the same.
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a worker may stand still: many times what an emulator on a busy host takes for a turn.
+/// How long a worker may take for another turn in the end: many times what it takes in an emulator on a busy host.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a worker shows of itself.
@@ -44,12 +45,16 @@ impl Progress {
     }
 }
 
-/// A worker and how it stood when it was last looked at.
+/// A worker.
 struct Worker {
     name: String,
     progress: Arc<Progress>,
-    seen: u64,
-    moved: Instant,
+}
+
+impl Worker {
+    fn turns(&self) -> u64 {
+        self.progress.turns.load(Ordering::Relaxed)
+    }
 }
 
 /// Numbers that look random: xorshift, as good as any here.
@@ -84,7 +89,7 @@ fn start(name: String, work: impl FnOnce(&Progress) + Send + 'static) -> Worker 
     let progress = Arc::new(Progress::default());
     let own = progress.clone();
     std::thread::spawn(move || work(&own));
-    Worker { name, progress, seen: 0, moved: Instant::now() }
+    Worker { name, progress }
 }
 
 fn workers(seed: u64) -> Vec<Worker> {
@@ -106,19 +111,17 @@ fn workers(seed: u64) -> Vec<Worker> {
     all
 }
 
-/// Looks at all workers until the time is over; gives those that stood still.
-fn watch(workers: &mut [Worker], time: Duration) {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(500));
-        for worker in workers.iter_mut() {
-            let turns = worker.progress.turns.load(Ordering::Relaxed);
-            if turns != worker.seen {
-                (worker.seen, worker.moved) = (turns, Instant::now());
-            } else if worker.moved.elapsed() > PATIENCE {
-                worker.progress.wrong(format!("stood still for {PATIENCE:?} after {turns} turns"));
-            }
-        }
+/// Lets all workers work for a time, then waits until each has done something once more; tells those that do not.
+fn watch(workers: &[Worker], time: Duration) {
+    std::thread::sleep(time);
+    let before: Vec<u64> = workers.iter().map(Worker::turns).collect();
+    let stands = |worker: &Worker, before: u64| worker.turns() == before;
+    let deadline = Instant::now() + PATIENCE;
+    while workers.iter().zip(&before).any(|(worker, &before)| stands(worker, before)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for (worker, &before) in workers.iter().zip(&before).filter(|(worker, before)| stands(worker, **before)) {
+        worker.progress.wrong(format!("stands still after {before} turns"));
     }
 }
 
@@ -128,12 +131,12 @@ fn main() -> ExitCode {
         eprintln!("usage: churn SECONDS SEED");
         return ExitCode::from(2);
     };
-    let mut workers = workers(seed);
-    watch(&mut workers, Duration::from_secs(seconds));
+    let workers = workers(seed);
+    watch(&workers, Duration::from_secs(seconds));
     let mut passed = 0;
     for worker in &workers {
         worker.progress.over.store(true, Ordering::Relaxed);
-        let turns = worker.progress.turns.load(Ordering::Relaxed);
+        let turns = worker.turns();
         match &*worker.progress.wrong.lock().expect("no worker panics") {
             None if turns > 0 => {
                 passed += 1;

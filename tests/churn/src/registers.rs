@@ -17,7 +17,7 @@ pub fn keep(progress: &Progress, cpu: usize, seed: u64) {
     MARK.set(seed);
     while progress.turn() {
         let pattern = random.below(u64::MAX >> 11) << 8 | seed & 0xFF;
-        let differ = spin(pattern, 1 + random.below(200_000));
+        let differ = spin(pattern, 1 + random.below(20_000));
         if differ != 0 {
             progress.wrong(format!("registers lost their values: {differ:#x} of {pattern:#x}"));
         }

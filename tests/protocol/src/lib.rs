@@ -1,4 +1,5 @@
-//! The protocol by which CPUs wake, kick and flush each other, start and stop VMs, under every interleaving.
+//! The protocol by which CPUs wake, kick and flush each other, start and stop VMs, under every interleaving with a few
+//! preemptions (`models` says how many).
 //!
 //! What is checked is the hypervisor's own source: `hv/src/{cpus,irq,vcpu}.rs`, `hv/src/vm/lifecycle.rs` and the local
 //! APIC with its mailbox from `hv/dev` are compiled here a second time, with loom's atomics and locks for the real ones
