@@ -7,7 +7,7 @@
 .set COM1, 0x3F8
 .set LAPIC, 0xFEE00000
 .set AP_CODE, 0x50000
-.set ROUNDS, 250
+.set ROUNDS, 150
 .set PASSES, 8
 .set TIMER, 0xE0
 .set FIXED, 0xE1
