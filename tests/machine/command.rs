@@ -48,3 +48,27 @@ fn the_demo_ends_by_itself_and_well() {
         assert!(!line.contains(" 0 ") && !line.contains(" - "), "{line}");
     }
 }
+
+/// Four guests at once, as often as it takes to meet what comes seldom.
+fn four_guests(cpus: &str, times: usize) {
+    for round in 1..=times {
+        let out = cargo_run(&["--once", "--cpus", cpus, "--config", "qemu/demo/four.toml"]);
+        let text = String::from_utf8_lossy(&out.stdout);
+        let tail: Vec<&str> = text.lines().rev().take(60).collect();
+        let errors = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "round {round}: {errors}\n{tail:#?}");
+        println!("round {round} of {times} on {cpus} CPUs passed");
+    }
+}
+
+#[test]
+#[ignore = "takes most of an hour"]
+fn four_guests_on_two_cpus_20_times() {
+    four_guests("2", 20);
+}
+
+#[test]
+#[ignore = "takes a quarter of an hour"]
+fn four_guests_on_four_cpus_5_times() {
+    four_guests("4", 5);
+}
