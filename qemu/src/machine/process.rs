@@ -162,7 +162,11 @@ impl Running {
         let Some(input) = &mut self.input else {
             return Err(Error::new("the serial line is taken"));
         };
-        input.write_all(bytes).and_then(|()| input.flush()).context(|| "cannot write to the serial line".into())
+        let sent = input.write_all(bytes).and_then(|()| input.flush());
+        sent.context(|| "cannot write to the serial line".into()).map_err(|error| {
+            let deeds = self.last_deeds(&self.so_far(), "");
+            Error::new(format!("{error}\n{deeds}"))
+        })
     }
 
     /// The serial line's sending end, for somebody else to write to.
