@@ -164,8 +164,8 @@ impl Running {
         };
         let sent = input.write_all(bytes).and_then(|()| input.flush());
         sent.context(|| "cannot write to the serial line".into()).map_err(|error| {
-            let deeds = self.last_deeds(&self.so_far(), "");
-            Error::new(format!("{error}\n{deeds}"))
+            self.drain();
+            Error::new(format!("{error}: {}", self.ended()))
         })
     }
 
@@ -201,10 +201,15 @@ impl Running {
         let log = self.dir.join("serial.log");
         let see = format!("before \"{text}\" came; see {}", log.display());
         if closed {
-            let deeds = self.last_deeds(&self.so_far(), "");
-            return Error::new(format!("the machine ended {see}\n{deeds}"));
+            return Error::new(format!("the machine ended {see}: {}", self.ended()));
         }
         Error::new(format!("time was up {see}\n{}{}", self.examine(), self.rings()))
+    }
+
+    /// How a machine that nobody waited for has ended, and what its CPUs did last.
+    fn ended(&mut self) -> String {
+        let end = self.emulator.try_wait().ok().flatten().map_or(End::TimedOut, decode);
+        format!("{end:?}\n{}", self.last_deeds(&self.so_far(), ""))
     }
 
     /// Shows the user no more of the serial line; it is still kept.
