@@ -124,29 +124,48 @@ fn a_kvm_that_fails_fails_the_self_test() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// How often the handler of an injected interrupt is entered in the program `name`, which needs no Prism.
-fn deliveries(name: &str) -> i32 {
+/// What the program `name`, which needs no Prism, writes to the exit device; `None` if it does not come to its end.
+fn verdict(name: &str, threads: &str) -> Option<i32> {
     let folder = folder(name);
     let program = folder.join(name);
     fs::write(&program, qemu::build::assembled_guest(name, "-").unwrap()).unwrap();
     let mut command = Command::new(Qemu::get().unwrap().program);
-    // One thread for two CPUs takes turns by the clock: the loop that runs a CPU's code is left every tenth of a second.
-    command.args(["-machine", "q35", "-accel", "tcg,thread=single", "-smp", "2", "-cpu", "EPYC,+svm", "-m", "64"]);
+    let accelerator = format!("tcg,thread={threads}");
+    command.args(["-machine", "q35", "-accel", &accelerator, "-smp", "2", "-cpu", "EPYC,+svm", "-m", "64"]);
     command.args(["-nodefaults", "-display", "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     let mut emulator = command.arg("-kernel").arg(program).stderr(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
     let status = loop {
         match emulator.try_wait().unwrap() {
-            Some(status) => break status,
+            Some(status) => break status.code(),
             None if Instant::now() > deadline => {
                 emulator.kill().unwrap();
-                panic!("{name} does not end: {:?}", emulator.wait());
+                emulator.wait().unwrap();
+                break None;
             }
             None => std::thread::sleep(Duration::from_millis(50)),
         }
     };
     fs::remove_dir_all(folder).unwrap();
-    status.code().expect("no signal ended it") >> 1
+    status.map(|code| code >> 1)
+}
+
+/// How often the handler of an injected interrupt is entered. One thread for two CPUs takes turns by the clock: the loop
+/// that runs a CPU's code is left every tenth of a second.
+fn deliveries(name: &str) -> i32 {
+    verdict(name, "single").expect("it ends")
+}
+
+/// Why several CPUs in QEMU still reset the machine now and then, shown without Prism: `cpu_clear_ignne`, which any CPU's
+/// thread runs when it loads x87 state (FLDENV, FXRSTOR, XRSTOR), changes `hflags2` of the *first* CPU, which is that
+/// one's to change, without a lock: GIF and the bit for nested paging come back as they were.
+#[test]
+#[ignore = "by chance, though it rarely takes a second; to be worked round"]
+fn the_first_cpus_flags_are_changed_by_others_in_qemu() {
+    for threads in ["single", "multi"] {
+        let ends = verdict("gif", threads);
+        println!("{threads}: {ends:?}; 0: no interrupt came while GIF was 0; 1: one did; none: it hangs");
+    }
 }
 
 /// Why `hv` has guests exit at once behind an injected interrupt in QEMU (`hv/src/svm/quirk.rs`), shown without Prism.
