@@ -84,7 +84,7 @@ Options of a run:
                        svm-tcg:   Prism in QEMU, on an emulated AMD CPU (default elsewhere)
                        vmx-bochs: Prism in Bochs, on an emulated Intel CPU; slow: its default guests have no GPU
                        native:    the first guest of the configuration alone, without Prism
-  --cpus N             physical CPUs of the machine (default 1: fastest on a small host)
+  --cpus N             physical CPUs of the machine (default 1; see the README for more in QEMU)
   --memory MIB         physical memory of the machine (default 5120; vmx-bochs 1024, native 2048)
   --limit SECONDS      give up after this time (default: 900 with --once, else never)
 

