@@ -15,63 +15,18 @@
 .set INJECTED, 0x40
 .set OWN, 0x50
 
-    .globl _start
-_start:
-    jmp main
-    .balign 4
-header:                                # Multiboot 0.6.96 with address fields
-    .long 0x1BADB002, 0x00010003, -(0x1BADB002 + 0x00010003), header, _start, 0, 0, main
-
-.macro gate table, vector, handler
-    mov eax, offset \handler
-    mov word ptr [\table + 8 * \vector], ax
-    mov word ptr [\table + 8 * \vector + 2], cs
-    mov word ptr [\table + 8 * \vector + 4], 0x8E00
-    shr eax, 16
-    mov word ptr [\table + 8 * \vector + 6], ax
-.endm
-.macro field at, value
-    mov dword ptr [VMCB + \at], \value
-.endm
-.macro segment at, selector, attributes
-    mov word ptr [VMCB + 0x400 + \at], \selector
-    mov word ptr [VMCB + 0x402 + \at], \attributes
-    mov dword ptr [VMCB + 0x404 + \at], -1
-.endm
+#include "amd_v.S"
 
 main:
-    cli
-    mov esp, END
-    mov edi, VMCB
-    xor eax, eax
-    mov ecx, (END - VMCB) / 4
-    rep stosd
-    mov al, 0xFF                       # the firmware's timer is none of ours
-    out 0x21, al
-    out 0xA1, al
-    mov ecx, 0xC0000080                # EFER.SVME
-    rdmsr
-    or eax, 0x1000
-    wrmsr
-    mov ecx, 0xC0010117                # VM_HSAVE_PA
-    mov eax, HSAVE
-    xor edx, edx
-    wrmsr
+    begin
     gate IDT, INJECTED, handler
     gate HOST_IDT, OWN, own
     lidt [host_idtr]
     mov dword ptr [LAPIC + 0xF0], 0x1FF
+    flat_guest MAPS, 0x202
     field 0x0C, 0x80000001             # SHUTDOWN, INTR
     field 0x10, 3                      # VMMCALL, VMRUN
-    field 0x40, MAPS
-    field 0x48, MAPS
-    field 0x58, 1                      # ASID
-    field 0x60, 1<<24                  # V_INTR_MASKING
     field 0xA8, 0x80000000+INJECTED    # EVENTINJ
-    segment 0x00, ds, 0xC93
-    segment 0x10, cs, 0xC9B
-    segment 0x20, ss, 0xC93
-    segment 0x30, ds, 0xC93
     sgdt [VMCB + 0x700]
     movzx eax, word ptr [VMCB + 0x700]
     mov [VMCB + 0x464], eax
@@ -79,13 +34,6 @@ main:
     mov [VMCB + 0x468], eax
     field 0x484, 0xFFF
     field 0x488, IDT
-    field 0x4D0, 0x1000                # EFER
-    field 0x558, 0x11                  # CR0
-    field 0x560, 0x400                 # DR7
-    field 0x568, 0xFFFF0FF0            # DR6
-    field 0x570, 0x202                 # RFLAGS
-    mov dword ptr [VMCB + 0x578], offset guest
-    field 0x5D8, END-0x800             # RSP
 #ifdef BOUNCE
     mov dword ptr [LAPIC + 0x300], 0x44000 + OWN
 #endif

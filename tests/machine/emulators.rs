@@ -162,10 +162,9 @@ fn deliveries(name: &str) -> i32 {
 #[test]
 #[ignore = "by chance, though it rarely takes a second; to be worked round"]
 fn the_first_cpus_flags_are_changed_by_others_in_qemu() {
-    for threads in ["single", "multi"] {
-        let ends = verdict("gif", threads);
-        println!("{threads}: {ends:?}; 0: no interrupt came while GIF was 0; 1: one did; none: it hangs");
-    }
+    assert_eq!(verdict("gif", "single"), Some(0), "one thread changes nothing behind its own back");
+    // 1: an interrupt came while GIF was 0; none: it hangs.
+    assert_ne!(verdict("gif", "multi"), Some(0), "this QEMU may be mended");
 }
 
 /// Why `hv` has guests exit at once behind an injected interrupt in QEMU (`hv/src/svm/quirk.rs`), shown without Prism.
