@@ -96,7 +96,8 @@ pub fn setups(
     mut functions: impl FnMut(VmId, &VmConfig) -> (Vec<(u8, Box<dyn PciFunction>)>, u64),
 ) -> Vec<VmSetup> {
     let bundle = alloc::sync::Arc::new(bundle);
-    let mut placer = Placer::default();
+    let count = percpu::count().max(1);
+    let mut placer = Placer::new(backend::first_for_guests(count), count);
     let numbered = (1..).map(VmId).zip(&config.vm);
     numbered
         .map(|(id, vm)| {
@@ -118,22 +119,29 @@ pub fn setups(
         .collect()
 }
 
-/// Chooses physical CPUs in turn, so that load spreads.
-#[derive(Default)]
+/// Chooses physical CPUs in turn, so that load spreads, among those that may run guests.
 struct Placer {
+    first: CpuId,
+    count: u32,
     next: u32,
 }
 
 impl Placer {
+    /// Of a machine's `cpus` CPUs, those from `first` on.
+    fn new(first: CpuId, cpus: u32) -> Self {
+        Self { first, count: cpus.saturating_sub(first.0).max(1), next: 0 }
+    }
+
+    /// `prism.toml` counts the CPUs that may run guests.
     fn place(&mut self, vm: &VmConfig) -> Vec<CpuId> {
-        let count = percpu::count().max(1);
         (0..vm.vcpus as usize)
             .map(|index| {
-                let chosen = vm.cpus.get(index).copied().filter(|cpu| *cpu < count);
-                CpuId(chosen.unwrap_or_else(|| {
+                let chosen = vm.cpus.get(index).copied().filter(|cpu| *cpu < self.count);
+                let chosen = chosen.unwrap_or_else(|| {
                     self.next += 1;
-                    (self.next - 1) % count
-                }))
+                    (self.next - 1) % self.count
+                });
+                CpuId(self.first.0 + chosen)
             })
             .collect()
     }
@@ -147,6 +155,9 @@ pub fn launch(setup: MachineSetup) -> LaunchError {
 /// The same, on an extension that this CPU has.
 pub(crate) fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
     say!("virtualization: {}", E::NAME);
+    if let CpuId(first @ 1..) = E::first_for_guests(percpu::count()) {
+        say!("virtualization: this emulator changes the first CPU's state from others; guests run from CPU {first} on");
+    }
     hv_emu::warm_up();
     let mut vms = Vec::new();
     for vm in setup.vms {

@@ -13,6 +13,7 @@ use hv_defs::{Frame, Hpa, msr, svm as defs};
 
 use crate::frame::{self, OwnerId};
 use crate::nested::{Nested, NestedMap, Pool};
+use crate::percpu::CpuId;
 use crate::speculation::Barriers;
 use crate::vendor::{Extension, Missing};
 use crate::x86;
@@ -74,6 +75,10 @@ impl Extension for Svm {
             barriers: Barriers::enable(),
             injection: quirk::Injection::of_this_cpu(),
         })
+    }
+
+    fn first_for_guests(cpus: u32) -> CpuId {
+        quirk::FirstCpu::of_this_machine().first_for_guests(cpus)
     }
 
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>> {

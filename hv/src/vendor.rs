@@ -11,6 +11,7 @@ use strum::{EnumDiscriminants, VariantNames};
 
 use crate::load::linux::Entry;
 use crate::nested::{NestedMap, Pool};
+use crate::percpu::CpuId;
 
 /// Why an extension cannot be used, as one line for the user.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +39,10 @@ pub trait Extension: Sized + Send + 'static {
     /// # Errors
     /// What is missing.
     fn enable() -> Result<Self, Missing>;
+    /// The first of a machine's `cpus` CPUs that may run guests; those before it serve the machine only.
+    fn first_for_guests(_cpus: u32) -> CpuId {
+        CpuId(0)
+    }
     /// Empty nested tables in this vendor's format.
     fn nested(pool: Pool) -> Option<Box<dyn NestedMap>>;
 }

@@ -42,8 +42,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Whether guests power off after their tests.
     pub lifetime: Lifetime,
-    /// Physical CPUs.
-    pub cpus: u32,
+    /// Physical CPUs that run guests, if the user says how many.
+    pub cpus: Option<u32>,
     /// Physical memory.
     pub memory_mib: Option<u32>,
     /// How long the whole run may take.
@@ -84,7 +84,7 @@ Options of a run:
                        svm-tcg:   Prism in QEMU, on an emulated AMD CPU (default elsewhere)
                        vmx-bochs: Prism in Bochs, on an emulated Intel CPU; slow: its default guests have no GPU
                        native:    the first guest of the configuration alone, without Prism
-  --cpus N             physical CPUs of the machine (default 1; see the README for more in QEMU)
+  --cpus N             physical CPUs that run guests (default 2 where the host has as many; vmx-bochs and native 1)
   --memory MIB         physical memory of the machine (default 5120; vmx-bochs 1024, native 2048)
   --limit SECONDS      give up after this time (default: 900 with --once, else never)
 
@@ -108,7 +108,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
         machine: None,
         config: None,
         lifetime: Lifetime::Interactive,
-        cpus: 1,
+        cpus: None,
         memory_mib: None,
         limit: Duration::ZERO,
     };
@@ -118,7 +118,7 @@ fn parse(arguments: Vec<OsString>) -> Result<Command> {
             Short('h') | Long("help") => return Ok(Command::Help),
             Long("once") => options.lifetime = Lifetime::Once,
             Long("config") => options.config = Some(parser.value().map_err(bad)?.into()),
-            Long("cpus") => options.cpus = number(&mut parser, "--cpus", 1..=16)?,
+            Long("cpus") => options.cpus = Some(number(&mut parser, "--cpus", 1..=16)?),
             Long("memory") => options.memory_mib = Some(number(&mut parser, "--memory", 256..=1 << 20)?),
             Long("limit") => {
                 options.limit = Duration::from_secs(number(&mut parser, "--limit", 1..=1 << 20)?.into());
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn options_of_a_run() {
         let Ok(Command::Run(options)) = parsed("--once --machine native --cpus 2") else { panic!() };
-        assert_eq!((options.machine, options.cpus), (Some(Kind::Native), 2));
+        assert_eq!((options.machine, options.cpus), (Some(Kind::Native), Some(2)));
         assert_eq!(options.limit, Duration::from_secs(900));
         let Ok(Command::Run(options)) = parsed("") else { panic!() };
         assert_eq!(options.lifetime, Lifetime::Interactive);

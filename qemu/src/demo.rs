@@ -51,10 +51,20 @@ fn choose(named: Option<Kind>) -> Result<Kind> {
     }
 }
 
+/// Two, as any real machine has, where the host has them to give; Bochs runs all in one thread, and the first guest
+/// alone has one.
+fn usual_cpus(kind: Kind) -> u32 {
+    let host = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match kind {
+        Kind::SvmTcg | Kind::VmxKvm if host >= 2 => 2,
+        _ => 1,
+    }
+}
+
 impl Run<'_> {
     fn go(&self) -> Result<bool> {
         let machine = if self.kind == Kind::Native { self.native()? } else { self.prism()? };
-        let machine = machine.cpus(self.options.cpus);
+        let machine = machine.guest_cpus(self.options.cpus.unwrap_or_else(|| usual_cpus(self.kind)));
         let machine = match self.options.memory_mib {
             Some(mib) => machine.memory_mib(mib),
             None => machine,

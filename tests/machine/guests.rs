@@ -67,7 +67,7 @@ fn bundle(guests: &[Guest], extra: &str, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
 }
 
 fn prism(name: &str, cpus: u32, bundle: Vec<u8>) -> Machine {
-    Machine::svm_tcg(name, tests::image()).gpu(Gpu::None).cpus(cpus).module(bundle).arguments("once")
+    Machine::svm_tcg(name, tests::image()).gpu(Gpu::None).guest_cpus(cpus).module(bundle).arguments("once")
 }
 
 /// Each guest came to the end of its script, with a sound clock and all of its CPUs.

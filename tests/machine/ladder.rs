@@ -263,7 +263,7 @@ fn twins(machine: Machine) {
     let bundle = TWINS.into_iter().fold(Bundle::new(&config), |bundle, (name, _)| {
         bundle.file(name, &assemble("twins", &format!("{name}{nonce}")))
     });
-    let outcome = machine.cpus(2).module(bundle.finish()).arguments("once").run(LIMIT).unwrap();
+    let outcome = machine.guest_cpus(2).module(bundle.finish()).arguments("once").run(LIMIT).unwrap();
     let console = Console::parse(&outcome.serial);
     let mut missing = Vec::new();
     for (name, cpus) in TWINS {
@@ -275,8 +275,11 @@ fn twins(machine: Machine) {
             || console.count(name, "total", "interrupts") < Some(ENOUGH);
         missing.extend(few.then(|| format!("{name}: enough interrupts")));
     }
-    for cpu in ["cpu 0: ", "cpu 1: "] {
-        let told = console.prism.iter().find_map(|line| line.strip_prefix(cpu)).unwrap_or_default();
+    let home = console.prism.iter().find_map(|line| line.split_once("vCPUs on CPUs [")).expect("it is told").1;
+    let home = home.split_once(']').expect("it is a list").0;
+    for cpu in home.split(", ") {
+        let cpu = format!("cpu {cpu}: ");
+        let told = console.prism.iter().find_map(|line| line.strip_prefix(&cpu)).unwrap_or_default();
         let count =
             |what| told.split(", ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok()).unwrap_or(0_u64);
         missing.extend((count("switches") < ENOUGH).then(|| format!("{cpu}enough switches")));

@@ -9,7 +9,7 @@ const ROUNDS: u32 = 40;
 fn no_store_to_a_page_table_is_missed() {
     let script = format!("bare race {ROUNDS}\n");
     let guest = Guest::bare("alpha", KernelKind::V6_1Cloud, &[tests::bare().clone()], &script);
-    let machine = prism::machine("vgpu-race", &[guest.gpu("vcpus = 2\ngpu = {}")], &[]).cpus(2);
+    let machine = prism::machine("vgpu-race", &[guest.gpu("vcpus = 2\ngpu = {}")], &[]).guest_cpus(2);
     let outcome = Conversation::start(machine).end();
     prism::ended_well(&outcome, &["alpha"]);
     prism::passed(&outcome, "alpha", "race");

@@ -26,7 +26,7 @@ fn two_guests(kernel: KernelKind, run: &str, gpu: &[&str]) {
         + &format!("smoke load {LOAD_SECONDS} all paused\n");
     let guests = BOTH.map(|name| Guest::new(name, kernel, &script));
     // A CPU each: on one for all of them, guests that submit and the process that is the GPU take it from each other.
-    let mut talk = Conversation::start(prism::machine(run, &guests, gpu).cpus(2));
+    let mut talk = Conversation::start(prism::machine(run, &guests, gpu).guest_cpus(2));
     talk.paused(&BOTH, "ready");
     talk.go(1);
     talk.go(2);
@@ -173,7 +173,7 @@ fn lots(run: &str, neighbour: bool) -> Vec<Lot> {
     if neighbour {
         guests.push(Guest::new("beta", KernelKind::V6_1, &(warm.to_owned() + &prism::pause("idle"))));
     }
-    let mut talk = Conversation::start(prism::machine(run, &guests, &[]).cpus(2));
+    let mut talk = Conversation::start(prism::machine(run, &guests, &[]).guest_cpus(2));
     let mut waiting = vec![("alpha", "lot-0")];
     waiting.extend(neighbour.then_some(("beta", "idle")));
     talk.all_paused(&waiting);

@@ -56,7 +56,8 @@ pub struct VmConfig {
     /// Virtual CPUs.
     #[serde(default = "one")]
     pub vcpus: u32,
-    /// Physical CPUs that vCPU 0, 1, ... live on; Prism chooses where none is given.
+    /// Physical CPUs that vCPU 0, 1, ... live on, counted among those that may run guests (all, but for an emulator's
+    /// fault); Prism chooses where none is given.
     #[serde(default)]
     pub cpus: Vec<u32>,
     /// Kernel: a file of the bundle (bzImage or ELF64).

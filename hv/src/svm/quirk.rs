@@ -2,6 +2,7 @@
 
 use hv_defs::cpuid::HYPERVISOR_BASE;
 
+use crate::percpu::CpuId;
 use crate::x86;
 
 /// What CPUID's hypervisor leaf says where QEMU itself executes instructions (TCG).
@@ -51,6 +52,36 @@ impl PriorityWrite {
     }
 }
 
+/// Who changes the state of the CPU that booted.
+///
+/// QEMU's `cpu_clear_ignne`, which the thread of *any* CPU runs when it loads x87 state without a pending exception
+/// (FLDENV, FXRSTOR, XRSTOR: a guest's as well), reads and writes `hflags2` of the first CPU without a lock. What that
+/// CPU changes there at the same moment comes back as it was: GIF is set behind CLGI, and, worse, nested paging stays on
+/// behind #VMEXIT or off behind VMRUN. A first CPU that runs no guest loses nothing that it needs (QEMU 11.1; shown by
+/// the test `emulators`, `the_first_cpus_flags_are_changed_by_others_in_qemu`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FirstCpu {
+    /// Itself alone.
+    ItsOwn,
+    /// Every other CPU: none of the guests may run there.
+    Changed,
+}
+
+impl FirstCpu {
+    /// By what this CPU says of itself.
+    pub fn of_this_machine() -> Self {
+        if is_tcg() { Self::Changed } else { Self::ItsOwn }
+    }
+
+    /// The first of `cpus` CPUs that may run guests: with one CPU alone there is nobody to change it.
+    pub fn first_for_guests(self, cpus: u32) -> CpuId {
+        match self {
+            Self::Changed if cpus > 1 => CpuId(1),
+            _ => CpuId(0),
+        }
+    }
+}
+
 fn is_tcg() -> bool {
     if x86::cpuid(1, 0).ecx & HYPERVISOR == 0 {
         return false;
@@ -76,5 +107,12 @@ mod tests {
         assert!(names_tcg(words(b"TCGTCGTCGTCG")));
         assert!(!names_tcg(words(b"KVMKVMKVM\0\0\0")));
         assert!(!names_tcg([0; 3]));
+    }
+
+    #[test]
+    fn a_first_cpu_that_others_change_runs_guests_only_when_alone() {
+        let first = |cpu: FirstCpu| [1, 2, 3].map(|cpus| cpu.first_for_guests(cpus).0);
+        assert_eq!(first(FirstCpu::Changed), [0, 1, 1]);
+        assert_eq!(first(FirstCpu::ItsOwn), [0, 0, 0]);
     }
 }

@@ -155,6 +155,13 @@ impl Machine {
         self
     }
 
+    /// How many CPUs run guests. With several, QEMU's AMD-V needs one more, the first, that runs none (`hv`,
+    /// `svm/quirk.rs`).
+    pub fn guest_cpus(self, cpus: u32) -> Self {
+        let spare = if self.kind == Kind::SvmTcg && cpus > 1 { 1 } else { 0 };
+        self.cpus(cpus + spare)
+    }
+
     /// How much memory.
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.memory_mib = mib;

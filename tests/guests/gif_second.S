@@ -1,0 +1,3 @@
+# `gif` with the CPUs the other way round.
+#define SECOND
+#include "gif.S"
