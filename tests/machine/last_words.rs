@@ -147,6 +147,7 @@ fn nmis_do_no_harm_in_root_mode() {
 fn nmis_do_no_harm_to_guests() {
     for machine in [machine("nmi-guest"), Machine::vmx_bochs("nmi-guest-vmx", tests::image()).cpus(2)] {
         let nonce = tests::nonce();
+        // On AMD-V in QEMU there is only one that guests run on, and that is CPU 1, too.
         let config = "[[vm]]\nname = \"ladder\"\nmemory_mib = 32\nvcpus = 2\ncpus = [1, 1]\nkernel = \"ladder\"\n";
         let ladder = qemu::build::assembled_guest("ladder", &nonce).unwrap();
         let bundle = Bundle::new(config).file("ladder", &ladder).finish();
