@@ -8,6 +8,7 @@ pub mod command;
 pub mod context;
 pub mod engine;
 pub mod execlist;
+pub mod fence;
 pub mod gfx;
 pub mod masked;
 pub mod mi;

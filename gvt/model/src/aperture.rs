@@ -1,7 +1,8 @@
 //! The aperture (BAR2): CPU accesses through the GGTT, detiled where a fence says so.
 
 use gvt_defs::PAGE_SIZE;
-use gvt_defs::reg::{FENCE_TILING_Y, FENCE_VALID, FENCE0, FENCES};
+use gvt_defs::fence::{Fence, Tile};
+use gvt_defs::reg::{FENCE0, FENCES};
 
 use crate::device::Device;
 use crate::findings::Finding;
@@ -9,15 +10,6 @@ use crate::gtt::Looker;
 use crate::memory::{Dma, Memory};
 use crate::regs::RegFile;
 use crate::tiling::Tiling;
-
-#[derive(Clone, Copy)]
-struct Fence {
-    start: u64,
-    /// Exclusive.
-    end: u64,
-    pitch: i64,
-    tiling: Tiling,
-}
 
 /// The valid fences, decoded.
 #[derive(Default)]
@@ -30,13 +22,14 @@ impl Fences {
     /// Decodes all fence registers anew.
     pub fn update(&mut self, regs: &RegFile) {
         for (slot, n) in self.list.iter_mut().zip(0..) {
-            *slot = decode(regs.get64(FENCE0 + 8 * n));
+            let raw = regs.get64(FENCE0 + 8 * n);
+            *slot = Fence::decode(raw as u32, (raw >> 32) as u32);
         }
         self.any = self.list.iter().any(Option::is_some);
     }
 
     /// The address in the tiled surface for a linear one, and how many bytes follow it there.
-    fn detile(&self, address: u64) -> (u64, usize) {
+    pub fn detile(&self, address: u64) -> (u64, usize) {
         if !self.any {
             return (address, usize::MAX);
         }
@@ -44,23 +37,14 @@ impl Fences {
         let Some(fence) = fence else {
             return (address, (PAGE_SIZE - address % PAGE_SIZE) as usize);
         };
-        let offset = (address - fence.start) as i64;
-        let (tiled, run) = fence.tiling.locate(fence.pitch, offset % fence.pitch, offset / fence.pitch);
+        let tiling = match fence.tile {
+            Tile::X => Tiling::X,
+            Tile::Y => Tiling::Y,
+        };
+        let (offset, pitch) = ((address - fence.start) as i64, fence.pitch as i64);
+        let (tiled, run) = tiling.locate(pitch, offset % pitch, offset / pitch);
         (fence.start.wrapping_add_signed(tiled), run)
     }
-}
-
-/// LO: start 31:12, tiling, valid. HI: last page 31:12, pitch in units of 128 bytes, minus one.
-fn decode(raw: u64) -> Option<Fence> {
-    if raw & FENCE_VALID == 0 {
-        return None;
-    }
-    Some(Fence {
-        start: raw & 0xFFFF_F000,
-        end: (raw >> 32 & 0xFFFF_F000) + PAGE_SIZE,
-        pitch: ((raw >> 32 & 0x7FF) as i64 + 1) * 128,
-        tiling: if raw & FENCE_TILING_Y != 0 { Tiling::Y } else { Tiling::X },
-    })
 }
 
 impl Device {

@@ -168,6 +168,11 @@ impl Gpu {
         self.device.gtt.set_entry(index, pte);
     }
 
+    /// The global graphics address at which a byte of the aperture lies now, fences obeyed.
+    pub fn aperture_address(&self, offset: u64) -> u64 {
+        self.device.fences.detile(offset).0
+    }
+
     /// Lets each engine run for at most `budget` units: a unit is a command, or 64 bytes of a blit.
     pub fn step(&mut self, memory: &mut dyn Memory, now: Nanos, budget: u32) -> Progress {
         self.device.now = now;

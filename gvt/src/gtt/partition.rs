@@ -44,6 +44,12 @@ impl Partition {
         let inside = |range: &Range<u32>| range.contains(&first) && range.contains(&last);
         inside(&self.aperture) || inside(&self.hidden)
     }
+
+    /// Whether `bytes` bytes (at least one) from `addr` on lie wholly inside the aperture slice.
+    pub fn shows(&self, addr: u64, bytes: u64) -> bool {
+        let slice = u64::from(self.aperture.start) * PAGE_SIZE..u64::from(self.aperture.end) * PAGE_SIZE;
+        slice.contains(&addr) && bytes <= slice.end - addr
+    }
 }
 
 fn entries(start: GgttAddr, bytes: u32) -> Option<Range<u32>> {
@@ -70,6 +76,9 @@ mod tests {
         assert!(p.holds(GgttAddr(0xFFFF_FFFC), 4));
         assert!(!p.holds(GgttAddr(0xFFFF_FFFC), 8));
         assert!(!p.holds(GgttAddr(0x10_0000), 0xFFFF_FFFF));
+        assert!(p.shows(0x10_0000, 0x2000) && p.shows(0x10_1FFF, 1));
+        assert!(!p.shows(0x10_0000, 0x2001) && !p.shows(0xF_FFFF, 2) && !p.shows(0x10_2000, 1));
+        assert!(!p.shows(0xFFFF_F000, 1) && !p.shows(0x10_0001, u64::MAX));
     }
 
     #[test]

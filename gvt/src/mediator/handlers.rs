@@ -3,12 +3,14 @@
 use super::access::{Piece, merge};
 use super::{Gvt, ResetKind};
 use crate::gpu::switch;
+use crate::gtt::Partition;
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
 use crate::trace::Note;
 use crate::vgpu::registers::Handler;
 use crate::vgpu::{Vgpu, pvinfo as pvinfo_page};
+use gvt_defs::fence::Fence;
 use gvt_defs::reg::{display, forcewake, pcode};
 use gvt_defs::{Engine, EngineMask, GgttAddr, Gpa, Nanos, masked, pvinfo, reg, ring};
 
@@ -136,7 +138,8 @@ impl<W: Hw> Gvt<W> {
         }
     }
 
-    /// A guest's fence n is the n-th of the physical ones that are its; start and end must lie in its aperture.
+    /// A guest's fence n is the n-th of the physical ones that are its; all that it reaches must lie in its slice of the
+    /// aperture.
     fn write_fence(&mut self, host: &mut dyn Host, index: usize, piece: Piece) {
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
         let number = (piece.offset - reg::FENCE0) / 8;
@@ -148,12 +151,10 @@ impl<W: Hw> Gvt<W> {
         let low_at = reg::FENCE0 + 8 * number;
         let (low, high) = (vgpu.file.get(low_at), vgpu.file.get(low_at + 4));
         let physical = reg::FENCE0 + 8 * (vgpu.fences.first + number);
-        let valid = u64::from(low) & reg::FENCE_VALID != 0;
-        let (start, end) = (GgttAddr(low & !0xFFF), GgttAddr(high & !0xFFF));
-        let own = start <= end && vgpu.partition.holds(start, 1) && vgpu.partition.holds(end, 4096);
-        // Off while it changes; a fence over what is not the guest's stays off.
+        let own = is_confined(&vgpu.partition, low, high);
+        // Off while it changes; a fence into what is not the guest's stays off.
         self.gpu.hw.write(physical, 0);
-        if valid && own {
+        if own {
             self.gpu.hw.write(physical + 4, high);
             self.gpu.hw.write(physical, low);
         }
@@ -221,6 +222,13 @@ const NONPRIV_TARGETS: [u32; 26] = [
     0x20EC, 0x2248, 0x2340, 0x2348, 0x2350, 0x2580, 0x2690, 0x2694, 0x2698, 0x2754, 0x28A0, 0x4DE0, 0x4DE4, 0x4DFC,
     0x7010, 0x7014, 0x7300, 0x7304, 0x7700, 0x7704, 0x7708, 0x770C, 0x83A8, 0xB110, 0xB118, 0xE18C,
 ];
+
+/// Whether a fence is on and leads nowhere but into the slice of the aperture: not its ends count, but where the tiles
+/// lie whose parts it covers (design D22). It makes no difference to a driver: i915 covers whole rows of tiles.
+fn is_confined(partition: &Partition, low: u32, high: u32) -> bool {
+    let reach = Fence::decode(low, high).and_then(|fence| Some((fence.start, fence.reach()?)));
+    Fence::is_plain(low, high) && reach.is_some_and(|(start, bytes)| partition.shows(start, bytes))
+}
 
 /// The engine whose TLB a register invalidates; none for the one that means all.
 fn tlb_engine(offset: u32) -> Option<Engine> {

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use gvt::ApertureSlice;
+use gvt_defs::fence::Fence;
 use gvt_defs::pte::GgttPte;
 use gvt_defs::{PAGE_SIZE, reg};
 use gvt_model::{Bar, Gpu as Model, Hpa};
@@ -80,8 +81,8 @@ impl Changes {
 fn fence(model: &mut Model, number: u32) -> Option<Range<u32>> {
     let at = reg::FENCE0 + 8 * number;
     let [low, high] = [at, at + 4].map(|offset| model.read32(offset, now()));
-    let page = |half: u32| half / PAGE_SIZE as u32;
-    (u64::from(low) & reg::FENCE_VALID != 0).then(|| page(low)..page(high).saturating_add(1))
+    let page = |address: u64| (address / PAGE_SIZE) as u32;
+    Fence::decode(low, high).map(|fence| page(fence.start)..page(fence.end))
 }
 
 /// A guest's slice of the aperture: its pages, and which of them it has been shown.
