@@ -5,6 +5,7 @@
 
 mod entry;
 mod scratch;
+mod set;
 mod store;
 mod update;
 mod walk;
@@ -22,6 +23,7 @@ use entry::Kind;
 use gvt_defs::pte::{Level, TABLE_ENTRIES};
 use gvt_defs::{Gfn, Gpa, Hpa};
 use scratch::Scratch;
+use set::NodeSet;
 use store::{NodeId, Store};
 use update::Mode;
 
@@ -90,11 +92,14 @@ pub struct Ppgtt {
     store: Store,
     translator: Translator,
     buffers: [Option<Buffers>; 4],
-    dirty: Vec<NodeId>,
+    /// Written since the last sync.
+    dirty: NodeSet,
     /// Tables that nothing leads to any more, unless something takes them up before the operation ends.
-    orphans: Vec<NodeId>,
-    garbage: Vec<NodeId>,
-    incomplete: Vec<NodeId>,
+    orphans: NodeSet,
+    /// Tables that did not parse, for another look.
+    garbage: NodeSet,
+    /// Tables that lack children.
+    incomplete: NodeSet,
     clock: u64,
     /// New tables that this call may still make.
     budget: u32,
@@ -109,18 +114,20 @@ impl Ppgtt {
     /// `NoFrame` if there is no room for four scratch tables.
     pub fn new(host: &mut dyn Host, vm: VmId, page: Hpa, limits: Limits) -> Result<Self, NoFrame> {
         let scratch = Scratch::new(host, vm, page)?;
-        let capacity = limits.tables as usize;
+        let store = Store::new(vm, limits.tables);
+        let limit = store.limit();
+        let set = || NodeSet::new(limit);
         Ok(Self {
             vm,
             limits,
             scratch,
-            store: Store::new(vm, limits.tables),
+            store,
             translator: Translator::new(vm),
             buffers: [(); 4].map(|()| Some(Buffers::new())),
-            dirty: Vec::with_capacity(capacity),
-            orphans: Vec::with_capacity(capacity),
-            garbage: Vec::new(),
-            incomplete: Vec::new(),
+            dirty: set(),
+            orphans: set(),
+            garbage: set(),
+            incomplete: set(),
             clock: 0,
             budget: 0,
             starved: false,
@@ -130,16 +137,17 @@ impl Ppgtt {
 
     /// Notes that a guest frame was written; false if it holds no table that is known.
     pub fn mark(&mut self, gfn: Gfn) -> bool {
-        let start = self.dirty.len();
-        self.dirty.extend(self.store.of_frame(gfn));
         let mut known = false;
-        for id in self.dirty.iter().skip(start) {
-            if let Some(node) = self.store.get_mut(*id)
+        let mut next = self.store.of_frame(gfn).next();
+        while let Some(id) = next {
+            if let Some(node) = self.store.get_mut(id)
                 && node.kind.is_guest_table()
             {
                 node.dirty = true;
                 known = true;
+                self.dirty.insert(id);
             }
+            next = self.store.next_of_frame(id);
         }
         known
     }
@@ -147,22 +155,17 @@ impl Ppgtt {
     /// Brings the shadows up to date with the frames marked.
     pub fn sync(&mut self, host: &mut dyn Host) -> Work {
         self.begin();
-        let mut dirty = core::mem::take(&mut self.dirty);
         // From the root down: a table that is cut off above need not be compared.
         for level in [Level::Pml4, Level::Pdp, Level::Pd, Level::Pt] {
             self.reap(host);
-            for id in &dirty {
-                let due = self.store.get(*id).is_some_and(|node| node.dirty && node.kind.level() == level);
-                if due {
-                    self.update(host, *id, Mode::Changed);
-                }
-                if self.orphans.len() > self.limits.tables as usize {
-                    self.reap(host);
+            for place in 0..self.dirty.len() {
+                let Some(id) = self.dirty.get(place) else { break };
+                if self.store.get(id).is_some_and(|node| node.dirty && node.kind.level() == level) {
+                    self.update(host, id, Mode::Changed);
                 }
             }
         }
-        dirty.clear();
-        self.dirty = dirty;
+        self.dirty.clear();
         self.end(host)
     }
 
@@ -232,8 +235,7 @@ impl Ppgtt {
     /// Gives up every root (virtual reset). Tables still pinned stay until released.
     pub fn clear(&mut self, host: &mut dyn Host) {
         self.begin();
-        let roots: Vec<NodeId> = self.store.iter().filter(|(_, node)| node.rooted).map(|(id, _)| id).collect();
-        for id in roots {
+        for id in self.store.ids() {
             self.uproot(id);
         }
         self.end(host);
@@ -242,8 +244,7 @@ impl Ppgtt {
     /// Frees everything. The caller runs nothing of this vGPU any more and has flushed the TLBs.
     pub fn destroy_all(mut self, host: &mut dyn Host) {
         self.clear(host);
-        let left: Vec<NodeId> = self.store.iter().map(|(id, _)| id).collect();
-        for id in left {
+        for id in self.store.ids() {
             self.untrack(host, id);
             self.store.remove(host, id);
         }
@@ -255,6 +256,11 @@ impl Ppgtt {
     /// Tables in use.
     pub fn tables(&self) -> usize {
         self.store.used()
+    }
+
+    /// Tables marked that wait for `sync`: no more than there may be.
+    pub fn waiting(&self) -> usize {
+        self.dirty.len()
     }
 
     fn begin(&mut self) {
@@ -318,10 +324,10 @@ impl Ppgtt {
 
     /// Looks again at tables that did not parse.
     fn retry_garbage(&mut self, host: &mut dyn Host) {
-        let count = self.garbage.len().min(GARBAGE_RETRIES);
-        let batch: Vec<NodeId> = self.garbage.drain(..count).collect();
-        for id in batch {
-            if self.store.get(id).is_some_and(|node| node.garbage) {
+        for _ in 0..self.garbage.len().min(GARBAGE_RETRIES) {
+            if let Some(id) = self.garbage.pop()
+                && self.store.get(id).is_some_and(|node| node.garbage)
+            {
                 self.revive(host, id);
             }
         }
@@ -333,8 +339,9 @@ impl Ppgtt {
             self.starved = !self.incomplete.is_empty();
             return;
         }
-        for id in core::mem::take(&mut self.incomplete) {
-            if let Some(node) = self.store.get_mut(id)
+        for _ in 0..self.incomplete.len() {
+            if let Some(id) = self.incomplete.pop()
+                && let Some(node) = self.store.get_mut(id)
                 && core::mem::take(&mut node.incomplete)
             {
                 self.update(host, id, Mode::Missing);
@@ -342,32 +349,11 @@ impl Ppgtt {
         }
     }
 
-    /// Notes a garbage table for another look. The list may name tables that are gone or others in their place:
-    /// it is swept before it outgrows the tables.
-    fn list_garbage(&mut self, id: NodeId) {
-        if self.garbage.len() >= 2 * self.limits.tables as usize {
-            self.garbage.sort_unstable();
-            self.garbage.dedup();
-            self.garbage.retain(|id| self.store.get(*id).is_some_and(|node| node.garbage));
-        }
-        self.garbage.push(id);
-    }
-
-    /// The same for a table that lacks children.
-    fn list_incomplete(&mut self, id: NodeId) {
-        if self.incomplete.len() >= 2 * self.limits.tables as usize {
-            self.incomplete.sort_unstable();
-            self.incomplete.dedup();
-            self.incomplete.retain(|id| self.store.get(*id).is_some_and(|node| node.incomplete));
-        }
-        self.incomplete.push(id);
-    }
-
     fn unref(&mut self, id: NodeId) {
         if let Some(node) = self.store.get_mut(id) {
             node.refs = node.refs.saturating_sub(1);
             if node.refs == 0 {
-                self.orphans.push(id);
+                self.orphans.insert(id);
             }
         }
     }

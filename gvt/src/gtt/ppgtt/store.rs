@@ -14,6 +14,20 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct NodeId(u32);
 
+impl NodeId {
+    /// Below the limit of the store that it is of; used again when its table is gone.
+    pub(super) const fn number(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[cfg(test)]
+impl From<u32> for NodeId {
+    fn from(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// State of a shadow of the address spaces: it moves when a live entry changed or a table became unreachable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub struct Generation(pub(super) u64);
@@ -55,6 +69,7 @@ pub(super) struct Store {
     limit: usize,
     by_gfn: Vec<u32>,
     by_shadow: Vec<u32>,
+    /// With the tables in use never more than twice the limit.
     retired: Vec<(Generation, Hpa)>,
     generation: Generation,
     flushed: Generation,
@@ -74,7 +89,7 @@ impl Store {
             limit,
             by_gfn: vec![NONE; buckets],
             by_shadow: vec![NONE; buckets],
-            retired: Vec::with_capacity(limit),
+            retired: Vec::with_capacity(2 * limit),
             generation: Generation(0),
             flushed: Generation(0),
             touched: false,
@@ -90,6 +105,16 @@ impl Store {
         self.nodes.get_mut(id.0 as usize).filter(|node| node.live)
     }
 
+    /// Tables at most.
+    pub(super) const fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Names of every table that there is or was.
+    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len() as u32).map(NodeId)
+    }
+
     /// Every live table.
     pub(super) fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         (0..).map(NodeId).zip(&self.nodes).filter(|(_, node)| node.live)
@@ -102,19 +127,35 @@ impl Store {
 
     /// Whether a table could be added as far as is known.
     pub(super) fn has_room(&self) -> bool {
-        !self.dry && self.used() < self.limit
+        !self.dry && !self.is_full()
+    }
+
+    /// What waits for a flush counts: a guest that never lets one come must not make the list of it grow.
+    fn is_full(&self) -> bool {
+        self.used() >= self.limit || self.used() + self.retired.len() >= 2 * self.limit
     }
 
     /// Tables made of a guest frame, in any way.
     pub(super) fn of_frame(&self, gfn: Gfn) -> impl Iterator<Item = NodeId> + '_ {
-        let mut at = self.by_gfn.get(self.bucket(gfn.0)).copied().unwrap_or(NONE);
-        core::iter::from_fn(move || {
-            let id = at;
-            let node = self.nodes.get(id as usize)?;
+        let first = self.by_gfn.get(self.bucket(gfn.0)).and_then(|head| self.chained(*head, gfn));
+        core::iter::successors(first, |id| self.next_of_frame(*id))
+    }
+
+    /// The next table made of the same guest frame.
+    pub(super) fn next_of_frame(&self, id: NodeId) -> Option<NodeId> {
+        let node = self.get(id)?;
+        self.chained(node.next_by_gfn, node.gfn)
+    }
+
+    /// The first table of a frame in a chain from `at` on.
+    fn chained(&self, mut at: u32, gfn: Gfn) -> Option<NodeId> {
+        loop {
+            let node = self.nodes.get(at as usize)?;
+            if node.gfn == gfn {
+                return Some(NodeId(at));
+            }
             at = node.next_by_gfn;
-            Some((NodeId(id), node.gfn))
-        })
-        .filter_map(move |(id, of)| (of == gfn).then_some(id))
+        }
     }
 
     pub(super) fn find(&self, gfn: Gfn, kind: Kind) -> Option<NodeId> {
@@ -135,7 +176,7 @@ impl Store {
 
     /// Adds a table with one reference and frames of its own.
     pub(super) fn add(&mut self, host: &mut dyn Host, gfn: Gfn, kind: Kind) -> Result<NodeId, NoFrame> {
-        if self.used() >= self.limit {
+        if self.is_full() {
             return Err(NoFrame);
         }
         let (shadow, seen) = self.frames(host, kind).inspect_err(|NoFrame| self.dry = true)?;

@@ -90,7 +90,7 @@ impl Ppgtt {
             }
         }
         if malformed > MALFORMED_LIMIT || host.track(self.vm, node.gfn).is_err() {
-            self.list_garbage(id);
+            self.garbage.insert(id);
             return;
         }
         if let Some(node) = self.store.get_mut(id) {
@@ -201,7 +201,7 @@ impl Ppgtt {
         if let Some(node) = self.store.get_mut(id) {
             node.malformed = 0;
             node.garbage = true;
-            self.list_garbage(id);
+            self.garbage.insert(id);
         }
     }
 
@@ -286,7 +286,7 @@ impl Ppgtt {
         if let Some(node) = self.store.get_mut(id)
             && !core::mem::replace(&mut node.incomplete, true)
         {
-            self.list_incomplete(id);
+            self.incomplete.insert(id);
         }
     }
 

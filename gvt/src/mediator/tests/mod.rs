@@ -1,6 +1,7 @@
 //! The mediator on the software GPU, with a driver that does what i915 does.
 
 mod batch;
+mod bounds;
 mod fences;
 mod isolation;
 mod one;
