@@ -1,6 +1,6 @@
 //! A vGPU as a PCI function of its VM.
 
-use gvt::{ApertureAccess, ApertureSlice, Progress, ResetKind, VgpuId};
+use gvt::{ApertureAccess, ApertureSlice, Progress, ResetKind, Store, VgpuId};
 use hv::vm::{Vm, VmId};
 use hv_defs::paging::Access;
 use hv_defs::{Hpa, Nanos, Width};
@@ -112,15 +112,9 @@ impl PciFunction for VgpuFunction {
     fn bar_write(&mut self, bar: u8, offset: u64, width: Width, value: u64, _: Nanos) {
         match (bar, u32::try_from(offset)) {
             (GTTMMADR, Ok(offset)) => {
-                let step = || {
-                    with(|gvt, host| {
-                        let progress = gvt.follow_tables(host, self.vgpu, offset);
-                        if progress == Progress::Done {
-                            gvt.mmio_write(host, self.vgpu, offset, width.bytes(), value, now());
-                        }
-                        progress
-                    })
-                };
+                // Ends by what was to do when it began, whatever other vCPUs do meanwhile (design D19).
+                let mut store = Store::new(offset, width.bytes(), value);
+                let mut step = || with(|gvt, host| gvt.mmio_store(host, self.vgpu, &mut store, now()));
                 while step() == Some(Progress::More) {}
             }
             (GMADR, _) if self.is_in_slice(offset, width) => {

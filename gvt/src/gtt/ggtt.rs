@@ -6,6 +6,7 @@ use super::partition::Partition;
 use super::translate::Translator;
 use crate::host::{Host, Mapping, NoFrame, Owner, VmId};
 use crate::hw::Hw;
+use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -38,6 +39,24 @@ pub struct Work {
     pub entries: u32,
 }
 
+/// How much of a sync is done at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share {
+    /// Table pages compared at most.
+    tables: u32,
+    /// Entries written at most; one page is always followed whole.
+    entries: u32,
+}
+
+impl Share {
+    /// All that waits.
+    pub const ALL: Self = Self { tables: u32::MAX, entries: u32::MAX };
+    /// Nothing: it is followed elsewhere.
+    pub const NONE: Self = Self { tables: 0, entries: 0 };
+    /// What takes about a millisecond at most, a register write taking a microsecond (design D19).
+    pub const PART: Self = Self { tables: 16, entries: 900 };
+}
+
 /// Consecutive table pages that have a copy.
 #[derive(Clone, Debug)]
 struct Span {
@@ -58,7 +77,8 @@ pub struct Ggtt {
     /// Per granule: when an entry in it last changed.
     stamps: Vec<u32>,
     now: u32,
-    dirty: Vec<u32>,
+    /// Oldest first, each once.
+    dirty: VecDeque<u32>,
     is_dirty: Vec<bool>,
     scratch: Hpa,
     translator: Translator,
@@ -88,7 +108,7 @@ impl Ggtt {
             seen: vec![0; entries],
             stamps: vec![0; entries / GRANULE as usize],
             now: 0,
-            dirty: Vec::with_capacity(tables as usize),
+            dirty: VecDeque::with_capacity(tables as usize),
             is_dirty: vec![false; tables as usize],
             scratch,
             translator: Translator::new(vm),
@@ -107,20 +127,22 @@ impl Ggtt {
             && !*flag
         {
             *flag = true;
-            self.dirty.push(slot);
+            self.dirty.push_back(slot);
         }
         true
     }
 
-    /// Brings the physical table up to date with at most `limit` of the pages marked, and flushes if an entry changed.
-    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), limit: u32) -> Work {
+    /// Brings the physical table up to date with a share of the pages marked, those first that were marked first, and
+    /// flushes if an entry changed.
+    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), share: Share) -> Work {
         let mut work = Work::default();
-        if self.dirty.is_empty() {
+        if self.dirty.is_empty() || share == Share::NONE {
             return work;
         }
         self.now = self.now.wrapping_add(1);
-        while work.tables < limit
-            && let Some(slot) = self.dirty.pop()
+        while work.tables < share.tables
+            && (work.tables == 0 || work.entries <= share.entries.saturating_sub(ENTRIES))
+            && let Some(slot) = self.dirty.pop_front()
         {
             if let Some(flag) = self.is_dirty.get_mut(slot as usize) {
                 *flag = false;

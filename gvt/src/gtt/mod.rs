@@ -10,7 +10,7 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-pub use ggtt::{Ggtt, Stamp, Unmapped};
+pub use ggtt::{Ggtt, Share, Stamp, Unmapped};
 pub use partition::Partition;
 pub use ppgtt::{Generation, Limits, Pin, Ppgtt, Shadow};
 
@@ -74,11 +74,17 @@ impl Gtt {
         }
     }
 
-    /// A sync point: harvests, compares what was written, mends the physical tables. `other` gets each frame that is
-    /// watched but holds no page table.
-    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), other: &mut dyn FnMut(Gfn)) -> Synced {
+    /// A sync point: harvests, compares what was written (of the global table a share, what waited longest first), mends
+    /// the physical tables. `other` gets each frame that is watched but holds no page table.
+    pub fn sync(
+        &mut self,
+        host: &mut dyn Host,
+        hw: &mut (impl Hw + ?Sized),
+        share: Share,
+        other: &mut dyn FnMut(Gfn),
+    ) -> Synced {
         self.harvest(host, other);
-        let global = self.ggtt.sync(host, hw, u32::MAX);
+        let global = self.ggtt.sync(host, hw, share);
         let process = self.ppgtt.sync(host);
         Synced {
             ggtt_tables: global.tables,
@@ -89,11 +95,10 @@ impl Gtt {
         }
     }
 
-    /// A part of a sync: at most `limit` pages of the global table. Gives the entries written and the pages left.
-    pub fn sync_part(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), limit: u32) -> (u32, usize) {
+    /// Harvests. Gives the pages of the global table that wait now: what a sync point that begins here must follow.
+    pub fn gather(&mut self, host: &mut dyn Host) -> usize {
         self.harvest(host, &mut |_| {});
-        let work = self.ggtt.sync(host, hw, limit);
-        (work.entries, self.ggtt.waiting())
+        self.ggtt.waiting()
     }
 
     fn harvest(&mut self, host: &mut dyn Host, other: &mut dyn FnMut(Gfn)) {

@@ -1,10 +1,12 @@
 //! Guest accesses to BAR0, normalised once: whatever width and offset, handlers see dwords and byte lanes.
 
 use super::{Gvt, VgpuId};
+use crate::gtt::Share;
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::stats::Access;
 use crate::trace::Note;
+use crate::vgpu::Vgpu;
 use crate::vgpu::registers::{Handler, Policy, RegisterFile, policy};
 use gvt_defs::{Engine, Nanos, masked, reg};
 
@@ -18,8 +20,22 @@ pub enum Progress {
     More,
 }
 
-/// Pages of the global page table that are followed at a time: as many as take about a millisecond.
-const TABLES: u32 = 16;
+/// A guest's store to BAR0 that is being carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Store {
+    offset: u32,
+    bytes: usize,
+    value: u64,
+    /// Pages of the global page table that were written before it and are still to be followed, once that is known.
+    left: Option<usize>,
+}
+
+impl Store {
+    /// Of `bytes` bytes (1, 2, 4 or 8) at `offset` of BAR0; other widths are ignored.
+    pub const fn new(offset: u32, bytes: usize, value: u64) -> Self {
+        Self { offset, bytes, value, left: None }
+    }
+}
 
 /// One dword's share of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,30 +90,44 @@ impl<W: Hw> Gvt<W> {
         value
     }
 
-    /// What must come before a guest's store to `offset`: where that is a sync point, its global page table is followed, a
-    /// bounded part of it in each call. The caller lets others in between, and stores when this is done.
-    pub fn follow_tables(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32) -> Progress {
-        let Policy::Handled(handler) = policy(offset & !3) else { return Progress::Done };
-        let Some(vgpu) = self.vgpus.get_mut(id.index()).and_then(Option::as_deref_mut) else { return Progress::Done };
-        let syncs = match handler {
-            Handler::Elsp => {
-                Engine::of_register(offset & !3).is_some_and(|(at, _)| vgpu.engines.get(at).elsp.len() == 3)
-            }
-            Handler::GgttFlush | Handler::EngineTlb | Handler::HwsPga | Handler::Fence | Handler::Gdrst => true,
-            Handler::Pvinfo => true,
-            _ => false,
-        };
-        if !syncs {
-            return Progress::Done;
+    /// A guest's store to BAR0, a bounded part of it in each call: the caller lets others in between. Where the store is
+    /// a sync point, what the guest wrote into its global page table before is followed first. What other vCPUs write
+    /// meanwhile is not: the store is done after a number of calls that is known from the first on (design D19).
+    pub fn mmio_store(&mut self, host: &mut dyn Host, id: VgpuId, store: &mut Store, now: Nanos) -> Progress {
+        let progress = self.follow_tables(host, id, store);
+        if progress == Progress::Done {
+            self.finish_store(host, id, *store, now);
         }
-        let (entries, left) = vgpu.gtt.sync_part(host, &mut self.gpu.hw, TABLES);
-        vgpu.stats.synced_entries += u64::from(entries);
-        vgpu.stats.ggtt_flushes += u64::from(entries != 0);
-        if left == 0 { Progress::Done } else { Progress::More }
+        progress
     }
 
-    /// A guest's store to BAR0 of `bytes` bytes (1, 2, 4 or 8); other widths are ignored.
+    /// The same in one call, for who has nobody to let in.
     pub fn mmio_write(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32, bytes: usize, value: u64, now: Nanos) {
+        let mut store = Store::new(offset, bytes, value);
+        while self.mmio_store(host, id, &mut store, now) == Progress::More {}
+    }
+
+    fn follow_tables(&mut self, host: &mut dyn Host, id: VgpuId, store: &mut Store) -> Progress {
+        let Some(vgpu) = self.vgpus.get_mut(id.index()).and_then(Option::as_deref_mut) else { return Progress::Done };
+        let left = match store.left {
+            Some(left) => left,
+            None if is_sync_point(vgpu, store) => vgpu.gtt.gather(host),
+            None => 0,
+        };
+        if left == 0 {
+            return Progress::Done;
+        }
+        let work = vgpu.gtt.ggtt.sync(host, &mut self.gpu.hw, Share::PART);
+        vgpu.stats.synced_entries += u64::from(work.entries);
+        vgpu.stats.ggtt_flushes += u64::from(work.entries != 0);
+        let left = left.saturating_sub(work.tables.max(1) as usize);
+        store.left = Some(left);
+        // The store itself may take as long as a part: others come in between, unless this one was short.
+        if left == 0 && work.entries <= SHORT { Progress::Done } else { Progress::More }
+    }
+
+    fn finish_store(&mut self, host: &mut dyn Host, id: VgpuId, store: Store, now: Nanos) {
+        let Store { offset, bytes, value, .. } = store;
         let index = id.index();
         let Some(vgpu) = self.vgpu_mut(index) else { return };
         if offset >= reg::GGTT_OFFSET as u32 {
@@ -154,6 +184,23 @@ impl<W: Hw> Gvt<W> {
             self.write_register(host, index, Piece { offset: offset & !3, value, lanes: u32::MAX }, now);
         }
     }
+}
+
+/// Entries of the global page table that take no time worth mentioning.
+const SHORT: u32 = 64;
+
+/// Whether a store makes the mediator follow the guest's page tables, whichever of the registers that it touches does.
+fn is_sync_point(vgpu: &Vgpu, store: &Store) -> bool {
+    use Handler::{Elsp, EngineTlb, Fence, Gdrst, GgttFlush, HwsPga, Pvinfo};
+    let syncs = |offset| match policy(offset) {
+        // The fourth dword submits.
+        Policy::Handled(Elsp) => {
+            Engine::of_register(offset).is_some_and(|(engine, _)| vgpu.engines.get(engine).elsp.len() == 3)
+        }
+        Policy::Handled(GgttFlush | EngineTlb | HwsPga | Fence | Gdrst | Pvinfo) => true,
+        _ => false,
+    };
+    store.offset < reg::GGTT_OFFSET as u32 && pieces(store.offset, store.bytes, 0).any(|piece| syncs(piece.offset))
 }
 
 /// Whether writing a register does no more than store it.

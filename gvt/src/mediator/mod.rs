@@ -12,7 +12,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 
-pub use self::access::Progress;
+pub use self::access::{Progress, Store};
 use self::run::Seen;
 use crate::audit::ContextRegisters;
 use crate::gpu::{Gpu, PerEngine};

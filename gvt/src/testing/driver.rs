@@ -4,7 +4,7 @@
 
 use super::machine::Machine;
 use crate::host::VmId;
-use crate::mediator::{Progress, VgpuId};
+use crate::mediator::VgpuId;
 use gvt_defs::context::{self, value};
 use gvt_defs::execlist::{CsbEntry, Descriptor, HWSP_CSB, HWSP_CSB_WRITE, csb_next};
 use gvt_defs::pte::{GgttPte, PpgttEntry};
@@ -136,7 +136,6 @@ impl Driver {
         }
         self.exits += 1;
         let now = m.now();
-        while m.gvt.follow_tables(&mut m.host, self.id, offset) == Progress::More {}
         m.gvt.mmio_write(&mut m.host, self.id, offset, 4, value.into(), now);
     }
 

@@ -304,9 +304,11 @@ fn a_global_page_table_is_followed_in_parts() {
         }
     }
     let mut steps = 0;
+    let mut store = crate::Store::new(reg::GFX_FLSH_CNTL, 4, 1);
+    let now = m.now();
     loop {
         let before = m.gvt.totals().ptes;
-        let progress = m.gvt.follow_tables(&mut m.host, d.id, reg::GFX_FLSH_CNTL);
+        let progress = m.gvt.mmio_store(&mut m.host, d.id, &mut store, now);
         let written = m.gvt.totals().ptes - before;
         assert!(written <= 2 * 16, "{written}");
         steps += 1;
