@@ -113,7 +113,11 @@ pub struct ApertureSlice {
     pub size: u64,
 }
 
-/// Buffers that copies of guest structures pass through, allocated once.
+/// Dwords of batches that one context may have copied: the largest arena.
+const ARENA_DWORDS: usize = 1 << 20;
+
+/// Buffers that copies of guest structures pass through, allocated once: none may have to grow because of what a guest
+/// submits, which the heap might not have room for (design D18).
 struct Scratch {
     image: Vec<u32>,
     ring: Vec<u32>,
@@ -260,7 +264,7 @@ impl Scratch {
         Self {
             image: Vec::with_capacity(desk::IMAGE_DWORDS),
             ring: Vec::with_capacity(desk::RING_DWORDS),
-            arena: Vec::new(),
+            arena: Vec::with_capacity(ARENA_DWORDS),
         }
     }
 }

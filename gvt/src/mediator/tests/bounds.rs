@@ -1,5 +1,6 @@
 //! What a guest can make grow has a bound, and so has what one store can make Prism do (design D18, D19).
 
+use super::{BATCH, batch};
 use crate::testing::driver::Driver;
 use crate::testing::machine::Machine;
 use crate::{Progress, Store};
@@ -121,4 +122,21 @@ fn the_whole_global_page_table_is_followed_in_parts() {
     let (calls, written) = carry_out(&mut m, &mut d, Store::new(elsp - 4, 8, 0), |_, _| ());
     assert_eq!(written, 512 * u64::from(TABLES - 1));
     assert!(calls >= TABLES - 1, "{calls}");
+}
+
+/// A blitter batch of 3 MiB, which is copied whole.
+#[test]
+fn a_large_batch_needs_no_room_on_the_heap() {
+    let (mut m, mut d) = start();
+    let mut c = d.context(&mut m, Engine::Bcs);
+    let room = m.gvt.scratch.arena.capacity();
+    let nothing = d.pages(1)[0];
+    let pages = 768;
+    for i in 0..pages {
+        d.map_process(&mut m, c.pml4, BATCH + 4096 * i, nothing);
+    }
+    batch::write(&mut d, &mut m, &c, BATCH + 4096 * pages, &[]);
+    assert!(d.execute(&mut m, &mut c, &Driver::batch_start(BATCH)));
+    assert!(m.gvt.scratch.arena.len() > 1024 * pages as usize, "it is not copied");
+    assert_eq!(m.gvt.scratch.arena.capacity(), room);
 }
