@@ -51,8 +51,6 @@ pub struct Share {
 impl Share {
     /// All that waits.
     pub const ALL: Self = Self { tables: u32::MAX, entries: u32::MAX };
-    /// Nothing: it is followed elsewhere.
-    pub const NONE: Self = Self { tables: 0, entries: 0 };
     /// What takes about a millisecond at most, a register write taking a microsecond (design D19).
     pub const PART: Self = Self { tables: 16, entries: 900 };
 }
@@ -136,7 +134,7 @@ impl Ggtt {
     /// flushes if an entry changed.
     pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), share: Share) -> Work {
         let mut work = Work::default();
-        if self.dirty.is_empty() || share == Share::NONE {
+        if self.dirty.is_empty() {
             return work;
         }
         self.now = self.now.wrapping_add(1);

@@ -33,6 +33,30 @@ pub struct Synced {
     pub flush: bool,
 }
 
+/// What a sync point has to follow still.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Waiting {
+    /// Pages of the global table.
+    global: usize,
+    /// Process tables.
+    process: usize,
+}
+
+impl Waiting {
+    /// Nothing.
+    pub const NONE: Self = Self { global: 0, process: 0 };
+}
+
+/// Process tables that are followed at a time: what takes about a millisecond (design D19).
+const PROCESS_PART: u32 = 48;
+
+impl Synced {
+    /// Whether it took so little time that more can be done before others are let in.
+    pub const fn is_short(&self) -> bool {
+        self.ggtt_tables <= 4 && self.ggtt_entries <= 64 && self.ppgtt_tables <= 8
+    }
+}
+
 /// All page tables of one vGPU.
 #[derive(Debug)]
 pub struct Gtt {
@@ -74,17 +98,11 @@ impl Gtt {
         }
     }
 
-    /// A sync point: harvests, compares what was written (of the global table a share, what waited longest first), mends
-    /// the physical tables. `other` gets each frame that is watched but holds no page table.
-    pub fn sync(
-        &mut self,
-        host: &mut dyn Host,
-        hw: &mut (impl Hw + ?Sized),
-        share: Share,
-        other: &mut dyn FnMut(Gfn),
-    ) -> Synced {
+    /// A sync point in one go: harvests, compares what was written, mends the physical tables. `other` gets each frame
+    /// that is watched but holds no page table.
+    pub fn sync(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), other: &mut dyn FnMut(Gfn)) -> Synced {
         self.harvest(host, other);
-        let global = self.ggtt.sync(host, hw, share);
+        let global = self.ggtt.sync(host, hw, Share::ALL);
         let process = self.ppgtt.sync(host);
         Synced {
             ggtt_tables: global.tables,
@@ -95,10 +113,29 @@ impl Gtt {
         }
     }
 
-    /// Harvests. Gives the pages of the global table that wait now: what a sync point that begins here must follow.
-    pub fn gather(&mut self, host: &mut dyn Host) -> usize {
+    /// A sync point begins: harvests. Gives what it must follow.
+    pub fn gather(&mut self, host: &mut dyn Host) -> Waiting {
         self.harvest(host, &mut |_| {});
-        self.ggtt.waiting()
+        Waiting { global: self.ggtt.waiting(), process: self.ppgtt.waiting() }
+    }
+
+    /// Follows a part of what waits, and counts it off: the global table first, and the process tables with it where
+    /// that took no time worth mentioning.
+    pub fn sync_part(&mut self, host: &mut dyn Host, hw: &mut (impl Hw + ?Sized), left: &mut Waiting) -> Synced {
+        let mut synced = Synced::default();
+        if left.global > 0 {
+            let work = self.ggtt.sync(host, hw, Share::PART);
+            left.global = left.global.saturating_sub(work.tables.max(1) as usize);
+            (synced.ggtt_tables, synced.ggtt_entries) = (work.tables, work.entries);
+        }
+        if left.global == 0 && left.process > 0 && synced.is_short() {
+            let work = self.ppgtt.sync_part(host, PROCESS_PART);
+            // It follows one of them at least; when it has followed all, none waits.
+            left.process = (left.process - 1).min(self.ppgtt.waiting());
+            (synced.ppgtt_tables, synced.ppgtt_entries) = (work.tables, work.entries);
+        }
+        synced.flush = self.ppgtt.needs_flush();
+        synced
     }
 
     fn harvest(&mut self, host: &mut dyn Host, other: &mut dyn FnMut(Gfn)) {

@@ -72,7 +72,7 @@ impl Rig {
     }
 
     fn sync(&mut self) -> Synced {
-        self.gtt.sync(&mut self.host, &mut self.hw, Share::ALL, &mut |_| ())
+        self.gtt.sync(&mut self.host, &mut self.hw, &mut |_| ())
     }
 
     fn physical(&self, index: u32) -> Option<Hpa> {
@@ -143,7 +143,7 @@ fn a_table_page_at_the_edge_is_shared_with_what_lies_outside() {
     for index in [0u32, 1, 2, 3, 255, 256, 257] {
         host.register_page_write(VM, BAR_TABLE + index * 8, &0x5001u64.to_le_bytes()).unwrap();
     }
-    let synced = gtt.sync(&mut host, &mut hw, Share::ALL, &mut |_| ());
+    let synced = gtt.sync(&mut host, &mut hw, &mut |_| ());
     assert_eq!((synced.ggtt_tables, synced.ggtt_entries), (1, 3));
     assert_eq!(hw.ptes.keys().copied().collect::<Vec<_>>(), [1, 2, 256]);
     assert_eq!(gtt.ggtt.gpa(GgttAddr(0)), None);
@@ -257,7 +257,7 @@ fn frames_that_hold_no_table_are_handed_on() {
     rig.host.track(VM, Gfn(9)).unwrap();
     rig.host.guest_write32(VM, Gpa(0x9000), 1);
     let mut others = Vec::new();
-    rig.gtt.sync(&mut rig.host, &mut rig.hw, Share::ALL, &mut |gfn| others.push(gfn));
+    rig.gtt.sync(&mut rig.host, &mut rig.hw, &mut |gfn| others.push(gfn));
     assert_eq!(others, [Gfn(9)]);
 }
 

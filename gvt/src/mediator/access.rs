@@ -1,7 +1,7 @@
 //! Guest accesses to BAR0, normalised once: whatever width and offset, handlers see dwords and byte lanes.
 
 use super::{Gvt, VgpuId};
-use crate::gtt::Share;
+use crate::gtt::Waiting;
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::stats::Access;
@@ -26,8 +26,8 @@ pub struct Store {
     offset: u32,
     bytes: usize,
     value: u64,
-    /// Pages of the global page table that were written before it and are still to be followed, once that is known.
-    left: Option<usize>,
+    /// Page tables that were written before it and are still to be followed, once that is known.
+    left: Option<Waiting>,
 }
 
 impl Store {
@@ -91,7 +91,7 @@ impl<W: Hw> Gvt<W> {
     }
 
     /// A guest's store to BAR0, a bounded part of it in each call: the caller lets others in between. Where the store is
-    /// a sync point, what the guest wrote into its global page table before is followed first. What other vCPUs write
+    /// a sync point, what the guest wrote into its page tables before is followed first. What other vCPUs write
     /// meanwhile is not: the store is done after a number of calls that is known from the first on (design D19).
     pub fn mmio_store(&mut self, host: &mut dyn Host, id: VgpuId, store: &mut Store, now: Nanos) -> Progress {
         let progress = self.follow_tables(host, id, store);
@@ -109,21 +109,20 @@ impl<W: Hw> Gvt<W> {
 
     fn follow_tables(&mut self, host: &mut dyn Host, id: VgpuId, store: &mut Store) -> Progress {
         let Some(vgpu) = self.vgpus.get_mut(id.index()).and_then(Option::as_deref_mut) else { return Progress::Done };
-        let left = match store.left {
+        let mut left = match store.left {
             Some(left) => left,
             None if is_sync_point(vgpu, store) => vgpu.gtt.gather(host),
-            None => 0,
+            None => Waiting::NONE,
         };
-        if left == 0 {
+        if left == Waiting::NONE {
             return Progress::Done;
         }
-        let work = vgpu.gtt.ggtt.sync(host, &mut self.gpu.hw, Share::PART);
-        vgpu.stats.synced_entries += u64::from(work.entries);
-        vgpu.stats.ggtt_flushes += u64::from(work.entries != 0);
-        let left = left.saturating_sub(work.tables.max(1) as usize);
+        let synced = vgpu.gtt.sync_part(host, &mut self.gpu.hw, &mut left);
         store.left = Some(left);
-        // The store itself may take as long as a part: others come in between, unless this one was short.
-        if left == 0 && work.entries <= SHORT { Progress::Done } else { Progress::More }
+        vgpu.stats.synced_entries += u64::from(synced.ggtt_entries) + u64::from(synced.ppgtt_entries);
+        vgpu.stats.ggtt_flushes += u64::from(synced.ggtt_entries != 0);
+        // The store itself takes time as well.
+        if left == Waiting::NONE && synced.is_short() { Progress::Done } else { Progress::More }
     }
 
     fn finish_store(&mut self, host: &mut dyn Host, id: VgpuId, store: Store, now: Nanos) {
@@ -185,9 +184,6 @@ impl<W: Hw> Gvt<W> {
         }
     }
 }
-
-/// Entries of the global page table that take no time worth mentioning.
-const SHORT: u32 = 64;
 
 /// Whether a store makes the mediator follow the guest's page tables, whichever of the registers that it touches does.
 fn is_sync_point(vgpu: &Vgpu, store: &Store) -> bool {

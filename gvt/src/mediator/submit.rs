@@ -3,7 +3,6 @@
 use super::Gvt;
 use super::access::Piece;
 use super::desk::{Desk, Mirrored, Refusal, flush_owned, read_dwords};
-use crate::gtt::Share;
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
@@ -93,14 +92,11 @@ impl<W: Hw> Gvt<W> {
         tail.wrapping_sub(work.tail) & bytes.wrapping_sub(1) > bytes / 2
     }
 
-    /// A sync point (design D6): the guest's process page tables are followed. The global one was before
-    /// (`mmio_store`), in parts: what the guest has written into that since then waits for the next sync point.
+    /// A sync point (design D6). The guest's page tables have been followed by now, in parts (`mmio_store`): what it has
+    /// written since that began waits for the next one.
     pub(super) fn sync(&mut self, host: &mut dyn Host, index: usize) {
-        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let synced = vgpu.gtt.sync(host, &mut self.gpu.hw, Share::NONE, &mut |_| {});
+        let Some(vgpu) = self.vgpu_mut(index) else { return };
         vgpu.stats.syncs += 1;
-        vgpu.stats.synced_entries += u64::from(synced.ggtt_entries) + u64::from(synced.ppgtt_entries);
-        vgpu.stats.ggtt_flushes += u64::from(synced.ggtt_entries != 0);
         self.reclaim(host, index);
     }
 

@@ -154,6 +154,12 @@ impl Ppgtt {
 
     /// Brings the shadows up to date with the frames marked.
     pub fn sync(&mut self, host: &mut dyn Host) -> Work {
+        self.sync_part(host, u32::MAX)
+    }
+
+    /// The same until so many tables have been compared or built; one that is compared has its new children built with
+    /// it. `waiting` is 0 if that was all.
+    pub fn sync_part(&mut self, host: &mut dyn Host, tables: u32) -> Work {
         self.begin();
         // From the root down: a table that is cut off above need not be compared.
         for level in [Level::Pml4, Level::Pdp, Level::Pd, Level::Pt] {
@@ -162,6 +168,9 @@ impl Ppgtt {
                 let Some(id) = self.dirty.get(place) else { break };
                 if self.store.get(id).is_some_and(|node| node.dirty && node.kind.level() == level) {
                     self.update(host, id, Mode::Changed);
+                }
+                if self.work.tables >= tables {
+                    return self.end(host);
                 }
             }
         }

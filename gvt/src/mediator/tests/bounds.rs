@@ -140,3 +140,36 @@ fn a_large_batch_needs_no_room_on_the_heap() {
     assert!(m.gvt.scratch.arena.len() > 1024 * pages as usize, "it is not copied");
     assert_eq!(m.gvt.scratch.arena.capacity(), room);
 }
+
+/// A guest that rewrites many process page tables keeps nobody out for as long as it takes to follow them all.
+#[test]
+fn process_page_tables_are_followed_in_parts() {
+    let (mut m, mut d) = start();
+    let mut c = d.context(&mut m, Engine::Rcs);
+    let page = d.pages(1)[0];
+    let tables = 400;
+    for table in 0..tables {
+        d.map_process(&mut m, c.pml4, (1 << 30) + (table << 21), page);
+    }
+    assert!(d.execute(&mut m, &mut c, &[]));
+    for table in 0..tables {
+        d.map_process(&mut m, c.pml4, (1 << 30) + (table << 21) + 4096, page);
+    }
+    let followed = |m: &Machine| m.gvt.vgpu(0).map_or(0, |vgpu| vgpu.stats.synced_entries);
+    let start = followed(&m);
+    let mut store = Store::new(Engine::Rcs.info().tlb - 4, 8, 1 << 32);
+    let mut calls = 0;
+    loop {
+        let (now, before) = (m.now(), followed(&m));
+        let progress = m.gvt.mmio_store(&mut m.host, d.id, &mut store, now);
+        assert!(followed(&m) - before <= 48, "{} in one call", followed(&m) - before);
+        calls += 1;
+        if progress == Progress::Done {
+            break;
+        }
+        // Another vCPU: it must not keep this one from its end.
+        d.map_process(&mut m, c.pml4, (1 << 30) + ((u64::from(calls) % tables) << 21) + 8192, page);
+        assert!(calls < 2 * tables as u32);
+    }
+    assert!(followed(&m) - start >= tables, "not all was followed");
+}
