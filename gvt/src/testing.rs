@@ -3,6 +3,7 @@
 
 pub mod driver;
 pub mod machine;
+pub mod quiet;
 
 use crate::host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
 use gvt_defs::{Gfn, Gpa, Hpa, PAGE_SIZE};

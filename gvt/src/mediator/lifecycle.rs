@@ -12,7 +12,6 @@ use crate::trace::Note;
 use crate::vgpu::config_space::ConfigSpace;
 use crate::vgpu::execlist::VirtEngine;
 use crate::vgpu::irq::{self, Irq};
-use crate::vgpu::registers::RegisterFile;
 use crate::vgpu::{Fences, Storm, Vgpu, pvinfo};
 use alloc::boxed::Box;
 use core::ops::Range;
@@ -46,7 +45,7 @@ impl<W: Hw> Gvt<W> {
             vm,
             weight: u64::from(config.weight),
             config: ConfigSpace::new(&self.gpu.config, self.gpu.aperture.size),
-            file: RegisterFile::new(&self.gpu.registers),
+            file: self.fresh.clone(),
             irq: Irq::new(),
             irq_frame,
             partition,
@@ -140,12 +139,11 @@ impl<W: Hw> Gvt<W> {
     fn reset_gt(&mut self, host: &mut dyn Host, index: usize) {
         self.sync(host, index);
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let fresh = RegisterFile::new(&self.gpu.registers);
         for offset in (0..0x4_0000).step_by(4) {
             // Engine masks are set again by the driver; forcewake requests survive.
             let keeps = reg::forcewake::DOMAINS.iter().any(|(request, ack)| offset == *request || offset == *ack);
             if !keeps {
-                vgpu.file.set(offset, fresh.get(offset));
+                vgpu.file.set(offset, self.fresh.get(offset));
             }
         }
         vgpu.switch_dirty = EngineMask::ALL;
@@ -155,7 +153,7 @@ impl<W: Hw> Gvt<W> {
         self.flush_owned(host, index);
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
         vgpu.config = ConfigSpace::new(&self.gpu.config, self.gpu.aperture.size);
-        vgpu.file = RegisterFile::new(&self.gpu.registers);
+        vgpu.file.copy_from(&self.fresh);
         pvinfo::fill(&mut vgpu.file, index as u32, &vgpu.partition, vgpu.fences.count);
         vgpu.irq = Irq::new();
         vgpu.msi_due = false;

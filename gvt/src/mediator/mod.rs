@@ -22,6 +22,7 @@ use crate::report::{Action, Cause, InitError, Report, Reports};
 use crate::stats::{Stats, Totals};
 use crate::trace::{Event, Note, Trace};
 use crate::vgpu::config_space::Bar;
+use crate::vgpu::registers::RegisterFile;
 use crate::vgpu::{Sent, Vgpu};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -130,6 +131,8 @@ pub struct Gvt<W: Hw> {
     gpu: Gpu<W>,
     vgpus: [Option<Box<Vgpu>>; VGPUS],
     scratch: Scratch,
+    /// What a vGPU's registers hold after a reset: made once, since a guest can reset as often as it likes.
+    fresh: RegisterFile,
     /// Registers that may stand in a context image.
     registers: PerEngine<ContextRegisters>,
     reports: Reports,
@@ -147,6 +150,7 @@ impl<W: Hw> Gvt<W> {
         let gpu = Gpu::new(hw, host)?;
         Ok(Self {
             config,
+            fresh: RegisterFile::new(&gpu.registers),
             gpu,
             vgpus: [const { None }; VGPUS],
             scratch: Scratch::new(),

@@ -4,6 +4,7 @@ use super::{FakeHost, Ram};
 use crate::host::VmId;
 use crate::hw::{Aperture, ApertureAccess, Hw};
 use crate::mediator::{Config, Gvt, VgpuConfig, VgpuId};
+use gvt_count::uncounted;
 use gvt_defs::{Hpa, Nanos, reg};
 use gvt_model::{BusError, Gpu, Memory, Profile, Progress, Width};
 use std::cell::RefCell;
@@ -32,25 +33,25 @@ pub struct ModelHw(pub Rc<RefCell<Device>>);
 
 impl Hw for ModelHw {
     fn config_read(&mut self, offset: u16) -> u32 {
-        self.0.borrow().gpu.config_read(offset, Width::Dword)
+        uncounted(|| self.0.borrow().gpu.config_read(offset, Width::Dword))
     }
 
     fn config_write(&mut self, offset: u16, value: u32) {
-        self.0.borrow_mut().gpu.config_write(offset, Width::Dword, value);
+        uncounted(|| self.0.borrow_mut().gpu.config_write(offset, Width::Dword, value));
     }
 
     fn read(&mut self, offset: u32) -> u32 {
         assert!(offset < reg::MMIO_SIZE && offset.is_multiple_of(4));
         let mut device = self.0.borrow_mut();
         let now = device.now;
-        device.gpu.read32(offset, now)
+        uncounted(|| device.gpu.read32(offset, now))
     }
 
     fn write(&mut self, offset: u32, value: u32) {
         assert!(offset < reg::MMIO_SIZE && offset.is_multiple_of(4));
         let mut device = self.0.borrow_mut();
         let now = device.now;
-        device.gpu.write32(offset, value, now);
+        uncounted(|| device.gpu.write32(offset, value, now));
     }
 
     fn ggtt_read(&mut self, index: u32) -> u64 {
@@ -60,7 +61,7 @@ impl Hw for ModelHw {
     fn ggtt_write(&mut self, index: u32, pte: u64) {
         let mut device = self.0.borrow_mut();
         assert!(index < device.entries);
-        device.gpu.ggtt_write(index, pte);
+        uncounted(|| device.gpu.ggtt_write(index, pte));
     }
 
     fn ggtt_entries(&mut self) -> u32 {

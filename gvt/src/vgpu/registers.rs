@@ -306,6 +306,13 @@ impl RegisterFile {
         file
     }
 
+    /// Takes every value of another file, in the room that it has.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        for (to, from) in self.0.iter_mut().zip(&other.0) {
+            *to = *from;
+        }
+    }
+
     fn index(offset: u32) -> Option<usize> {
         let slot = *SLOT.get((offset / 4096) as usize)?;
         (slot != ABSENT).then(|| usize::from(slot) * 1024 + (offset % 4096 / 4) as usize)

@@ -3,6 +3,7 @@
 mod batch;
 mod bounds;
 mod fences;
+mod heap;
 mod isolation;
 mod one;
 mod shares;
