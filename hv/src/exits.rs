@@ -299,6 +299,9 @@ fn report<V: VirtualCpu>(vcpu: &mut Vcpu<V>, crash: Crash) {
     let (vm, id) = (vcpu.vm, vcpu.vm.id().0);
     say!("{vm}: vCPU {} crashed: {crash}, rip={:#x}", vcpu.index, vcpu.hw.rip());
     let now = time::now();
+    if !vm.takes_report(now) {
+        return;
+    }
     match fetch(vcpu, now) {
         Ok(decoded) => {
             let bytes = decoded.bytes.get(..usize::from(decoded.len)).unwrap_or_default();

@@ -113,6 +113,7 @@ pub fn setups(
                 placement: if id.0 % 2 == 1 { Placement::Low } else { Placement::High },
                 loader: Box::new(BundleLoader { bundle: bundle.clone(), config: vm.clone() }),
                 on_crash: vm.on_crash,
+                restarts: vm.restarts(),
                 wall_clock,
             }
         })

@@ -227,10 +227,10 @@ impl<E: Extension> Runner<E> {
     /// Sets the timer to the earliest thing that this CPU waits for.
     fn arm(&mut self, slice: Option<Nanos>, now: Nanos, tsc: u64) {
         let timers = self.vcpus.iter().filter_map(|vcpu| vcpu.deadline(now, tsc));
-        let chipsets = self.home.iter().filter_map(|vm| vm.chipset_deadline());
+        let vms = self.home.iter().flat_map(|vm| [vm.chipset_deadline(), vm.restart_deadline()]).flatten();
         let console = if self.cpu == CpuId(0) { cpus::watch_console(|| console::deadline(now)) } else { None };
         let rest = slice.into_iter().chain(self.service_deadline).chain(console);
-        let earliest = timers.chain(chipsets).chain(rest).min();
+        let earliest = timers.chain(vms).chain(rest).min();
         if earliest == self.armed {
             return;
         }

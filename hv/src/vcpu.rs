@@ -171,7 +171,7 @@ impl<V: VirtualCpu> Vcpu<V> {
         self.lapic.reset_init();
         self.nmi = false;
         if self.index == 0 {
-            self.vm.request(Request::Reset);
+            self.vm.request(Request::Restart);
         } else {
             self.activity = Activity::WaitForSipi;
         }

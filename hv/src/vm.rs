@@ -7,6 +7,7 @@ mod boot;
 mod functions;
 mod lifecycle;
 mod memory;
+mod restart;
 mod tables;
 mod timed;
 mod wires;
@@ -28,6 +29,7 @@ pub use self::boot::{BundleLoader, Loader};
 pub use self::functions::Place;
 pub use self::lifecycle::{Request, Status};
 pub use self::memory::{GuestMemory, NotRam, Slot};
+pub use self::restart::{MAX_RESTARTS, RestartPolicy};
 pub use self::tables::{DirtyPage, Fault, PageMapping};
 
 use self::functions::Functions;
@@ -65,6 +67,8 @@ pub struct VmSetup {
     pub loader: Box<dyn Loader>,
     /// What follows a crash.
     pub on_crash: OnCrash,
+    /// How often it may start again by itself.
+    pub restarts: RestartPolicy,
     /// Seconds of Unix time when the host's clock was zero.
     pub wall_clock: u64,
 }
@@ -126,7 +130,7 @@ impl Vm {
             chipset: Timed::new(Chipset::new(&config)),
             functions: Functions::new(setup.functions),
             posted: ids.map(Posted::new).collect(),
-            lifecycle: Lifecycle::new(setup.cpus.len()),
+            lifecycle: Lifecycle::new(setup.cpus.len(), setup.restarts),
             cpus: setup.cpus,
             loader: setup.loader,
             on_crash: setup.on_crash,

@@ -147,7 +147,9 @@ fn reboot(run: &str, times: u32, vcpus: u32) {
     );
     let guests = [Guest { name: "alpha", kernel: KernelKind::V6_1Cloud, vcpus, memory_mib: 256, script }];
     let limit = LIMIT + Duration::from_secs(20 * u64::from(times));
-    let outcome = prism(run, 1, bundle(&guests, "", &[])).run(limit).unwrap();
+    // It means to reboot as often as this.
+    let often = format!("restart_limit = {}\n", times + 1);
+    let outcome = prism(run, 1, bundle(&guests, &often, &[])).run(limit).unwrap();
     let console = Console::parse(&outcome.serial);
     expect_reports(&outcome, &console, &[("alpha", vcpus)], &nonce);
     let boots = console.guest("alpha").iter().filter(|line| line.contains(&nonce) && line.contains("boot ")).count();

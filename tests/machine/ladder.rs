@@ -205,6 +205,27 @@ fn a_crash_stays_where_it_is_on_vmx() {
     crash(Machine::vmx_bochs("crash-vmx", tests::image()));
 }
 
+/// A guest that crashes at its first instruction starts again a few times, then is ended; the other climbs on.
+#[test]
+fn a_guest_that_crashes_again_and_again_is_ended() {
+    let nonce = tests::nonce();
+    let triple =
+        "[[vm]]\nname = \"triple\"\nmemory_mib = 32\nkernel = \"triple\"\non_crash = \"restart\"\nrestart_limit = 5\n";
+    let config = format!("{CONFIG}{triple}");
+    let bundle =
+        ["ladder", "triple"].iter().fold(Bundle::new(&config), |all, name| all.file(name, &assemble(name, &nonce)));
+    let machine = Machine::svm_tcg("crash-again", tests::image()).gpu(Gpu::None).memory_mib(512);
+    let outcome = machine.module(bundle.finish()).arguments("once").run(LIMIT).unwrap();
+    let console = Console::parse(&outcome.serial);
+    let climbed = console.guest("ladder").iter().any(|line| line.contains(&format!("done {nonce}")));
+    let resets = console.facts.iter().filter(|fact| fact.kind == "vm" && fact.get("state") == "reset").count();
+    let reports = console.prism.iter().filter(|line| line.contains("rax=")).count();
+    let ended = console.state("triple") == Some(("crashed", "restart-limit"));
+    if outcome.end != GUEST || !climbed || !ended || (resets, reports) != (5, 1) {
+        tests::fail(&outcome, &format!("{resets} restarts and {reports} reports; 5 and 1 are due"));
+    }
+}
+
 /// Two guests take turns on one CPU; neither finds the other's values in its registers.
 #[track_caller]
 fn registers_are_kept_apart(machine: Machine) {

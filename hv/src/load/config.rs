@@ -3,10 +3,13 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+
+use hv_defs::Nanos;
 use serde::Deserialize;
 use thiserror::Error;
 
 use super::linux::MAX_CMDLINE;
+use crate::vm::{MAX_RESTARTS, RestartPolicy};
 
 /// VMs at most.
 pub const MAX_VMS: usize = 8;
@@ -74,10 +77,24 @@ pub struct VmConfig {
     /// What follows a triple fault or another fatal error of the guest.
     #[serde(default)]
     pub on_crash: OnCrash,
+    /// Times that the guest may start again by itself (reset, reboot, crash) within `restart_window`; then it is ended.
+    #[serde(default = "restart_limit")]
+    pub restart_limit: u32,
+    /// In seconds. A run that is longer resets the count, and the wait before each start, which doubles.
+    #[serde(default = "restart_window")]
+    pub restart_window: u32,
 }
 
 fn one() -> u32 {
     1
+}
+
+fn restart_limit() -> u32 {
+    10
+}
+
+fn restart_window() -> u32 {
+    60
 }
 
 /// The share of the GPU that a guest gets.
@@ -165,6 +182,11 @@ fn first_broken<const N: usize>(rules: [Rule; N]) -> Result<(), (&'static str, S
 }
 
 impl VmConfig {
+    /// How often it may start again by itself.
+    pub fn restarts(&self) -> RestartPolicy {
+        RestartPolicy { limit: self.restart_limit, window: Nanos(u64::from(self.restart_window) * 1_000_000_000) }
+    }
+
     fn check(&self) -> Result<(), (&'static str, String)> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         let name = (1..=32).contains(&self.name.len()) && self.name.bytes().all(plain);
@@ -176,6 +198,8 @@ impl VmConfig {
             (self.cpus.len() <= self.vcpus as usize, "cpus", "longer than the number of vcpus".to_string()),
             (!self.kernel.is_empty(), "kernel", "must name a file of the bundle".to_string()),
             (self.cmdline.len() <= MAX_CMDLINE, "cmdline", format!("longer than {MAX_CMDLINE} bytes")),
+            (self.restart_limit <= MAX_RESTARTS, "restart_limit", format!("at most {MAX_RESTARTS}")),
+            ((1..=3600).contains(&self.restart_window), "restart_window", "from 1 to 3600 seconds".to_string()),
         ])?;
         self.gpu.as_ref().map_or(Ok(()), VgpuConfig::check)
     }
@@ -211,6 +235,7 @@ mod tests {
         assert_eq!(config.vm[0].gpu, Some(gpu));
         assert_eq!(config.vm[1].gpu, None);
         assert_eq!((config.vm[0].vcpus, config.vm[0].on_crash), (1, OnCrash::Stop));
+        assert_eq!(config.vm[0].restarts(), RestartPolicy { limit: 10, window: Nanos(60_000_000_000) });
     }
 
     #[test]
@@ -225,6 +250,8 @@ mod tests {
             assert_eq!(line(text), expected);
         }
         assert!(line(&format!("{vm}colour = 1\n")).starts_with("line 5: unknown field `colour`"));
+        assert!(line(&format!("{vm}restart_limit = 101\n")).ends_with("field restart_limit: at most 100"));
+        assert!(line(&format!("{vm}restart_window = 0\n")).contains("field restart_window: "));
         assert_eq!(line(&format!("{vm}vcpus = 99\n")), "vm \"a\", field vcpus: from 1 to 16");
         assert_eq!(line(&format!("{vm}{vm}")), "field vm.name: \"a\" is used twice");
         assert!(line(&format!("{vm}[vm.gpu]\nweight = 0\n")).contains("field gpu.weight"));

@@ -7,6 +7,7 @@ use hv_dev::Message;
 use self::fake::{CODE, FakeCpu, started};
 use super::*;
 use crate::exits::handle;
+use crate::load::OnCrash;
 use crate::stats::Reason;
 use crate::vendor::{Direction, Exit};
 use crate::vm::Status;
@@ -336,4 +337,67 @@ fn cr8_keeps_the_lower_half_of_the_task_priority() {
     raise(&vcpu, 0x41);
     prepare(&mut vcpu);
     assert_eq!(vcpu.hw.window, Window::Priority { class: 4 });
+}
+
+/// Whatever makes a guest start again, it waits longer each time, and is ended when it comes too often; the user's own
+/// resets neither wait nor count.
+#[test]
+fn every_restart_that_the_guest_causes_goes_through_one_back_off() {
+    let mut vcpu = fake::started_with(OnCrash::Restart, 1, &[0x0F, 0x0B]).remove(0);
+    let vm = vcpu.vm;
+    let port = |port, value| {
+        move |vcpu: &mut Fake| {
+            vcpu.hw.set_gpr(0, value);
+            handle(vcpu, Exit::Port { port, width: Width::B1, direction: Direction::Write, length: 1 });
+        }
+    };
+    let init = |vcpu: &mut Fake| {
+        vcpu.vm.deliver(&Message::from_msi(0xFEE0_0000, 0x500).unwrap(), Some(0));
+        prepare(vcpu);
+    };
+    let crash = |vcpu: &mut Fake| _ = handle(vcpu, Exit::Shutdown);
+    let (cf9, keyboard, fast) = (port(0xCF9, 0x0E), port(0x64, 0xFE), port(0x92, 3));
+    let causes: [&dyn Fn(&mut Fake); 5] = [&cf9, &keyboard, &fast, &init, &crash];
+    let mut now = 0;
+    for (n, cause) in causes.iter().cycle().take(10).enumerate() {
+        prepare(&mut vcpu);
+        cause(&mut vcpu);
+        vcpu.follow();
+        vm.carry_out_at(Nanos(now));
+        let wait = 10_000_000 << n;
+        assert_eq!(vm.restart_deadline(), Some(Nanos(now + wait)), "restart {n}");
+        now += wait;
+        vm.carry_out_at(Nanos(now - 1));
+        assert_eq!((vm.must_park(), vm.resets()), (true, n as u32));
+        vm.carry_out_at(Nanos(now));
+        assert_eq!((vm.resets(), vcpu.follow(), vm.restart_deadline()), (n as u32 + 1, Followed::StartedOver, None));
+    }
+    crash(&mut vcpu);
+    vcpu.follow();
+    vm.carry_out_at(Nanos(now));
+    assert_eq!((vm.status(), vm.is_stopped(), vm.crashes()), (Status::Crashed, true, 3));
+    for n in 0..100 {
+        vm.request(Request::Reset);
+        vcpu.follow();
+        vm.carry_out_at(Nanos(now));
+        assert_eq!((vm.status(), vm.resets()), (Status::Running, 10 + n), "from a VM that had ended, then at once");
+        vcpu.follow();
+    }
+}
+
+/// Who waits to start again can still be started at once, or stopped.
+#[test]
+fn the_user_need_not_wait() {
+    let mut vcpu = fake::started_with(OnCrash::Restart, 1, &[0x0F, 0x0B]).remove(0);
+    let vm = vcpu.vm;
+    for (request, status) in [(Request::Reset, Status::Running), (Request::Kill, Status::Killed)] {
+        handle(&mut vcpu, Exit::Shutdown);
+        vcpu.follow();
+        vm.carry_out_at(Nanos(0));
+        assert!(vm.must_park() && vm.restart_deadline().is_some());
+        vm.request(request);
+        vm.carry_out_at(Nanos(0));
+        assert_eq!((vm.status(), vm.must_park(), vm.restart_deadline()), (status, false, None));
+        vcpu.follow();
+    }
 }

@@ -10,6 +10,7 @@ use spin::Mutex;
 use strum::FromRepr;
 
 use super::Vm;
+use super::restart::{RestartPolicy, Restarts, Verdict};
 use crate::load::OnCrash;
 use crate::load::linux::Entry;
 use crate::percpu::CpuId;
@@ -23,14 +24,16 @@ use crate::{cpus, say, time};
 pub enum Request {
     /// Nothing.
     None = 0,
-    /// Start again.
-    Reset = 1,
+    /// Start again, as the guest wants (or as its configuration says after a crash): after a wait, and not too often.
+    Restart = 1,
+    /// Start again, as the user wants: at once.
+    Reset = 2,
     /// The guest switched itself off.
-    PowerOff = 2,
+    PowerOff = 3,
     /// It crashed, and its configuration says to leave it so.
-    Crash = 3,
+    Crash = 4,
     /// The user stops it.
-    Kill = 4,
+    Kill = 5,
 }
 
 /// What a VM is doing.
@@ -49,6 +52,9 @@ pub enum Status {
     Killed = 4,
 }
 
+/// In `restart_at`: no restart waits for its time.
+const NOT_SET: u64 = u64::MAX;
+
 /// State of a VM as a whole.
 pub(super) struct Lifecycle {
     request: AtomicU8,
@@ -65,10 +71,13 @@ pub(super) struct Lifecycle {
     cause: Mutex<&'static str>,
     resets: AtomicU32,
     crashes: AtomicU32,
+    restarts: Mutex<Restarts>,
+    /// When a restart that waits is due.
+    restart_at: AtomicU64,
 }
 
 impl Lifecycle {
-    pub fn new(vcpus: usize) -> Self {
+    pub fn new(vcpus: usize, restarts: RestartPolicy) -> Self {
         Self {
             request: AtomicU8::new(Request::Reset as u8),
             status: AtomicU8::new(Status::New as u8),
@@ -80,11 +89,19 @@ impl Lifecycle {
             cause: Mutex::new("unknown"),
             resets: AtomicU32::new(0),
             crashes: AtomicU32::new(0),
+            restarts: Mutex::new(Restarts::new(restarts)),
+            restart_at: AtomicU64::new(NOT_SET),
         }
     }
 
     fn requested(&self) -> Request {
         Request::from_repr(self.request.load(Ordering::SeqCst)).unwrap_or(Request::None)
+    }
+
+    /// When a restart is due that nothing stronger has overtaken.
+    fn restart_deadline(&self) -> Option<Nanos> {
+        let at = self.restart_at.load(Ordering::SeqCst);
+        (at != NOT_SET && self.requested() == Request::Restart).then_some(Nanos(at))
     }
 }
 
@@ -123,8 +140,13 @@ impl Vm {
         self.lifecycle.crashes.fetch_add(1, Ordering::Relaxed);
         match self.on_crash() {
             OnCrash::Stop => self.request(Request::Crash),
-            OnCrash::Restart => self.request(Request::Reset),
+            OnCrash::Restart => self.request(Request::Restart),
         }
+    }
+
+    /// Whether a crash now is worth a whole report: a guest can crash again and again.
+    pub(crate) fn takes_report(&self, now: Nanos) -> bool {
+        self.lifecycle.restarts.lock().take_report(now)
     }
 
     /// Whether virtual CPUs must park.
@@ -155,18 +177,44 @@ impl Vm {
 
     /// Whether a request waits that can be carried out now.
     pub(crate) fn is_ready(&self) -> bool {
-        self.must_park() && self.lifecycle.parked.load(Ordering::SeqCst) == self.lifecycle.vcpus
+        self.must_park() && self.is_parked() && self.restart_deadline().is_none_or(|at| at <= time::now())
+    }
+
+    /// Home CPU: when a restart is due that waits for its time.
+    pub(crate) fn restart_deadline(&self) -> Option<Nanos> {
+        self.lifecycle.restart_deadline()
+    }
+
+    fn is_parked(&self) -> bool {
+        self.lifecycle.parked.load(Ordering::SeqCst) == self.lifecycle.vcpus
     }
 
     /// Home CPU: carries out a request once all virtual CPUs are parked.
     pub(crate) fn carry_out(&self) {
-        if !self.is_ready() {
+        if self.must_park() && self.is_parked() {
+            self.carry_out_at(time::now());
+        }
+    }
+
+    /// The same, when it is `now` and all are parked.
+    pub(crate) fn carry_out_at(&self, now: Nanos) {
+        let request = self.lifecycle.requested();
+        let verdict = (request == Request::Restart).then(|| self.may_restart(now));
+        if matches!(verdict, Some(Verdict::At(at)) if now < at) {
             return;
         }
-        let request = self.lifecycle.requested();
-        self.reset_devices(time::now());
+        self.lifecycle.restart_at.store(NOT_SET, Ordering::SeqCst);
+        self.reset_devices(now);
         match request {
-            Request::Reset | Request::None => self.begin(request),
+            Request::Restart if verdict == Some(Verdict::Enough) => {
+                say!("{self}: started again too often (restart_limit in restart_window): stopped; the others go on");
+                self.end(request, Status::Crashed, "crashed", "restart-limit");
+            }
+            Request::Restart => self.begin(request, now),
+            Request::Reset | Request::None => {
+                self.lifecycle.restarts.lock().forget();
+                self.begin(request, now);
+            }
             Request::PowerOff => self.end(request, Status::Off, "off", "poweroff"),
             Request::Crash => {
                 let cause = *self.lifecycle.cause.lock();
@@ -177,13 +225,31 @@ impl Vm {
         }
     }
 
+    /// Decides once about a restart that is asked for. While it waits, its devices rest.
+    fn may_restart(&self, now: Nanos) -> Verdict {
+        let decided = self.lifecycle.restart_at.load(Ordering::SeqCst);
+        if decided != NOT_SET {
+            return Verdict::At(Nanos(decided));
+        }
+        let verdict = self.lifecycle.restarts.lock().ask(now);
+        if let Verdict::At(at) = verdict {
+            self.reset_devices(now);
+            self.lifecycle.restart_at.store(at.0, Ordering::SeqCst);
+            let seconds = at.0.saturating_sub(now.0) / 1_000_000_000;
+            if seconds > 0 {
+                say!("{self}: starts again and again; next in {seconds} s");
+            }
+        }
+        verdict
+    }
+
     fn reset_devices(&self, now: Nanos) {
         self.reset_functions();
         self.with_chipset(|chipset, wires| chipset.reset(now, wires));
     }
 
     /// Loads the guest's software and lets the virtual CPUs start over.
-    fn begin(&self, request: Request) {
+    fn begin(&self, request: Request, now: Nanos) {
         match self.loader.load(self) {
             Ok(entry) => {
                 *self.lifecycle.entry.lock() = Some(entry);
@@ -195,6 +261,7 @@ impl Vm {
                 // Now, while all are parked: the first one may start the others before they have begun the new life.
                 self.posted().iter().for_each(Posted::reset);
                 self.lifecycle.tsc_base.store(time::tsc(), Ordering::SeqCst);
+                self.lifecycle.restarts.lock().begun(now);
                 self.lifecycle.parked.store(0, Ordering::SeqCst);
                 self.done(request, Status::Running);
                 self.lifecycle.life.fetch_add(1, Ordering::SeqCst);

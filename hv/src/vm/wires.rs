@@ -22,7 +22,7 @@ impl<'a> VmWires<'a> {
     pub(super) fn finish(self) {
         match self.power {
             Some(PowerEvent::Off) => self.vm.request(Request::PowerOff),
-            Some(PowerEvent::Reset) => self.vm.request(Request::Reset),
+            Some(PowerEvent::Reset) => self.vm.request(Request::Restart),
             None => {}
         }
     }

@@ -5,11 +5,16 @@
 mod lifecycle;
 
 #[rustfmt::skip]
+#[path = "../../../hv/src/vm/restart.rs"]
+mod restart;
+
+#[rustfmt::skip]
 #[path = "../../../hv/src/vm/timed.rs"]
 mod timed;
 
 use self::lifecycle::Lifecycle;
 pub use self::lifecycle::{Request, Status};
+use self::restart::RestartPolicy;
 pub(crate) use self::timed::Timed;
 use crate::Chipset;
 use crate::apic::{Posted, deliver};
@@ -50,7 +55,7 @@ impl Vm {
             id: VmId(id),
             cpus: cpus.iter().map(|cpu| CpuId(*cpu)).collect(),
             posted: (0..cpus.len() as u32).map(Posted::new).collect(),
-            lifecycle: Lifecycle::new(cpus.len()),
+            lifecycle: Lifecycle::new(cpus.len(), RestartPolicy { limit: 10, window: hv_defs::Nanos(60_000_000_000) }),
             loader: Loader,
             generation: Generation::new(),
         }

@@ -15,7 +15,7 @@ use crate::nested::Nested;
 use crate::percpu::CpuId;
 use crate::phys::fake;
 use crate::vendor::{Event, Exit, Setup, Start, VirtualCpu, Window};
-use crate::vm::{Loader, Vm, VmId, VmSetup};
+use crate::vm::{Loader, RestartPolicy, Vm, VmId, VmSetup};
 
 /// Where the fake guest's code lies (paging is off, so linear is physical).
 pub const CODE: u64 = 0x1000;
@@ -173,7 +173,7 @@ impl Loader for Nothing {
 }
 
 /// A VM of 8 MiB with `vcpus` virtual CPUs, not yet started.
-pub fn vm(vcpus: usize) -> &'static Vm {
+pub fn vm(vcpus: usize, on_crash: OnCrash) -> &'static Vm {
     fake::install(32 << 20);
     let setup = VmSetup {
         id: VmId(1),
@@ -184,7 +184,8 @@ pub fn vm(vcpus: usize) -> &'static Vm {
         mapped_bars: 0,
         placement: Placement::Low,
         loader: Box::new(Nothing),
-        on_crash: OnCrash::Stop,
+        on_crash,
+        restarts: RestartPolicy { limit: 10, window: Nanos(60_000_000_000) },
         wall_clock: 1_700_000_000,
     };
     Box::leak(Box::new(Vm::new(setup, |pool| Nested::<Npt>::boxed(pool, Level::L3)).unwrap()))
@@ -192,7 +193,12 @@ pub fn vm(vcpus: usize) -> &'static Vm {
 
 /// A started VM and its virtual CPUs; the first one has `code` before it.
 pub fn started(vcpus: usize, code: &[u8]) -> Vec<Vcpu<FakeCpu>> {
-    let vm = vm(vcpus);
+    started_with(OnCrash::Stop, vcpus, code)
+}
+
+/// The same, with what follows a crash.
+pub fn started_with(on_crash: OnCrash, vcpus: usize, code: &[u8]) -> Vec<Vcpu<FakeCpu>> {
+    let vm = vm(vcpus, on_crash);
     let mut all: Vec<_> = (0..vcpus).map(|index| Vcpu::new(vm, index, 1).unwrap()).collect();
     vm.carry_out();
     vm.write(Gpa(CODE), code).unwrap();
