@@ -217,9 +217,10 @@ impl Lapic {
         if waiting > served && waiting <= self.tpr >> 4 { waiting } else { 0 }
     }
 
-    /// When the timer is due.
+    /// When the timer is due, if anybody hears of it: a masked one wakes no CPU.
     pub fn deadline(&self) -> Option<Deadline> {
-        self.timer.deadline()
+        let is_heard = self.mode() != Mode::Disabled && self.lvt(LVT_TIMER) & LVT_MASKED == 0;
+        self.timer.deadline().filter(|_| is_heard)
     }
 
     /// Fires the timer if it is due. To be called before every entry, with the guest's TSC as it reads it.
@@ -375,7 +376,7 @@ impl Lapic {
         match register {
             TPR => self.tpr = value as u8,
             SVR => self.write_svr(value),
-            LVT_TIMER..=LVT_ERROR => self.write_lvt(register, value),
+            LVT_TIMER..=LVT_ERROR => self.write_lvt(register, value, now),
             TIMER_INITIAL => self.timer.set_initial(value, now),
             TIMER_DIVIDE => self.timer.set_divide(value, now),
             _ => return None,
@@ -390,10 +391,15 @@ impl Lapic {
         }
     }
 
-    fn write_lvt(&mut self, register: u8, value: u32) {
+    fn write_lvt(&mut self, register: u8, value: u32, now: Nanos) {
+        let before = self.lvt(register);
         let masked = if self.is_enabled() { 0 } else { LVT_MASKED };
         self.store_lvt(register, value | masked);
         if register == LVT_TIMER {
+            if before & LVT_MASKED != 0 {
+                // What came due while nobody heard of it is lost. (A TSC deadline is looked at before each entry.)
+                self.timer.expire(now, 0);
+            }
             self.timer.set_mode(TimerMode::of(value));
         }
     }

@@ -422,7 +422,9 @@ fn the_timer_repeats_without_drift() {
     cpu.lapic.expire(Nanos(404_000_000), 0);
     assert_eq!(cpu.lapic.next(), None);
     cpu.write(0x380, 1);
-    assert_eq!(cpu.lapic.deadline(), Some(Deadline::At(Nanos(20_000))));
+    assert_eq!(cpu.lapic.deadline(), None);
+    cpu.write(0x320, 0x2_00EC);
+    assert_eq!(cpu.lapic.deadline(), Some(Deadline::At(Nanos(100_000))));
     cpu.write(0x380, 0);
     assert_eq!(cpu.lapic.deadline(), None);
 }
@@ -536,4 +538,20 @@ fn nothing_posted_by_other_cpus_is_lost() {
     assert!((0x40..=0xFF).all(|vector| taken[vector] > 0));
     assert!((1..=3).contains(&nmis));
     assert!(woken.into_inner() > 0 && !posted.is_pending());
+}
+
+/// A masked timer wakes no CPU, and what came due meanwhile is lost; nor does that of an APIC that is off.
+#[test]
+fn a_masked_timer_wakes_nobody() {
+    let mut cpu = Cpu::enabled(0);
+    cpu.write(0x3E0, 0xB);
+    cpu.write(0x320, 1 << 17 | 1 << 16 | 0x40);
+    cpu.write(0x380, 1);
+    assert_eq!(cpu.lapic.deadline(), None);
+    cpu.lapic.mmio_write(0x320, 1 << 17 | 0x40, Nanos(1_050_000), &mut cpu.bus);
+    assert_eq!(cpu.lapic.deadline(), Some(Deadline::At(Nanos(1_100_000))));
+    cpu.lapic.expire(Nanos(1_060_000), 0);
+    assert!(!cpu.lapic.has_pending(), "lost while it was masked");
+    cpu.lapic.expire(Nanos(1_100_000), 0);
+    assert!(cpu.lapic.has_pending());
 }

@@ -55,6 +55,11 @@ impl Ioapic {
         }
     }
 
+    /// Whether a rise of this input is sent to a CPU.
+    pub(super) fn hears(&self, pin: u8) -> bool {
+        self.entries.get(usize::from(pin)).is_some_and(|entry| *entry & MASKED == 0)
+    }
+
     /// Drives an input. Polarity is not looked at: the tables and the devices agree on what is active.
     pub(super) fn set_line(&mut self, pin: u8, level: Level, wires: &mut dyn Wires) {
         let bit = 1u32.checked_shl(pin.into()).unwrap_or(0);

@@ -165,8 +165,9 @@ impl Chipset {
     }
 
     /// Writes MMIO; `None` if nobody is there.
-    pub fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64, _now: Nanos, wires: &mut dyn Wires) -> Option<()> {
+    pub fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64, now: Nanos, wires: &mut dyn Wires) -> Option<()> {
         if let Some(offset) = within(gpa, width, ioapic::BASE..ioapic::BASE + ioapic::SIZE) {
+            self.settle_unheard(now, wires);
             self.ioapic.write(offset, value as u32, wires);
             return Some(());
         }
@@ -175,9 +176,21 @@ impl Chipset {
         Some(())
     }
 
-    /// When `tick` is due next.
+    /// When `tick` is due next. Timers that nobody hears wake nobody: what they did is found out at the next access.
     pub fn deadline(&self) -> Option<Nanos> {
-        [self.pit.deadline(), self.rtc.deadline(), self.pm.deadline()].into_iter().flatten().min()
+        let pit = if self.hears_pit() { self.pit.deadline() } else { None };
+        let rtc = if self.hears_rtc() { self.rtc.deadline() } else { None };
+        [pit, rtc, self.pm.deadline()].into_iter().flatten().min()
+    }
+
+    fn hears_pit(&self) -> bool {
+        self.pics.hears(IRQ_TIMER) || self.ioapic.hears(PIN_TIMER)
+    }
+
+    /// While its line is high, more causes change nothing.
+    fn hears_rtc(&self) -> bool {
+        let heard = self.pics.hears(IRQ_RTC) || self.ioapic.hears(IRQ_RTC) || self.pm.hears_rtc();
+        heard && !self.rtc.irq().is_high()
     }
 
     /// Does what is due. May be called at any time.
@@ -195,6 +208,7 @@ impl Chipset {
 
     /// The CPU acknowledges an ExtINT: yields the vector.
     pub fn acknowledge(&mut self, now: Nanos, wires: &mut dyn Wires) -> u8 {
+        self.settle_unheard(now, wires);
         let vector = self.pics.acknowledge();
         // INTR drops during the cycle: whoever waits for its edge must see one for each interrupt.
         if self.intr.is_high() {
@@ -335,6 +349,13 @@ impl Chipset {
 // ---- Interrupt lines -----------------------------------------------------------------------------------------------
 
 impl Chipset {
+    /// Before a timer may be heard again: what it did until now was not.
+    fn settle_unheard(&mut self, now: Nanos, wires: &mut dyn Wires) {
+        if !self.hears_pit() {
+            self.settle(now, wires);
+        }
+    }
+
     /// Brings the interrupt lines in step with the devices.
     fn settle(&mut self, now: Nanos, wires: &mut dyn Wires) {
         if self.pit.take_rise(now) {

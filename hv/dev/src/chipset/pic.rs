@@ -48,6 +48,14 @@ impl PicPair {
         Level::of(self.master.candidate().is_some())
     }
 
+    /// Whether a rise of this input would come to anything: it is not masked, and none waits already.
+    pub(super) fn hears(&self, irq: u8) -> bool {
+        match irq {
+            0..8 => self.master.hears(irq),
+            _ => self.slave.hears(irq - 8) && self.master.mask & 1 << SLAVE_INPUT == 0,
+        }
+    }
+
     /// The CPU's interrupt acknowledge cycle: yields the vector. With nothing to deliver it is the spurious one.
     pub(super) fn acknowledge(&mut self) -> u8 {
         let vector = match self.master.candidate() {
@@ -142,6 +150,10 @@ impl Pic {
         } else if rises {
             self.irr |= bit;
         }
+    }
+
+    fn hears(&self, input: u8) -> bool {
+        (self.mask | self.irr) >> (input & 7) & 1 == 0
     }
 
     /// The input to deliver, if its priority is above all in service.

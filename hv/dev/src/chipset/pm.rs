@@ -89,6 +89,11 @@ impl Pm {
         self.status |= RTC_STATUS;
     }
 
+    /// Whether it interrupts when the RTC does.
+    pub(super) fn hears_rtc(&self) -> bool {
+        self.enable & RTC_STATUS != 0
+    }
+
     /// When the timer's top bit changes next, if that interrupts.
     pub(super) fn deadline(&self) -> Option<Nanos> {
         (self.enable & TIMER_STATUS != 0).then(|| {

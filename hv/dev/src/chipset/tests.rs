@@ -425,3 +425,29 @@ fn the_8259s_timer_ticks_through_virtual_wire() {
     chipset.tick(at, &mut board);
     assert_eq!(cpu.interrupt(&mut chipset, &mut board, at), Some(0x31));
 }
+
+/// The fastest timers, all masked, wake nobody; what was missed meanwhile comes as one edge, or none.
+#[test]
+fn masked_timers_wake_nobody() {
+    let (mut chipset, mut board) = machine();
+    let out = |chipset: &mut Chipset, board: &mut Board, port, value, now| {
+        chipset.outb(port, value, Nanos(now), board);
+    };
+    // Channel 0 in mode 2, count 1; the RTC's periodic interrupt at 8192 Hz. Both 8259 are masked after power-on.
+    for (port, value) in [(0x43, 0x14), (0x40, 1), (0x70, 0x0A), (0x71, 0x23), (0x70, 0x0B), (0x71, 0x42)] {
+        out(&mut chipset, &mut board, port, value, 0);
+    }
+    assert_eq!(chipset.deadline(), None);
+    // Unmasked, the edge that was latched meanwhile waits; until it is taken, more change nothing.
+    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 0x04), (0x21, 0x01), (0x21, 0xFE)] {
+        out(&mut chipset, &mut board, port, value, 1_000_000);
+    }
+    assert_eq!((chipset.intr, chipset.deadline()), (Level::High, None));
+    assert_eq!(chipset.acknowledge(Nanos(5_000_000), &mut board), 0x20);
+    let next = chipset.deadline().unwrap();
+    assert!((5_000_000..5_200_000).contains(&next.0), "{next:?}");
+    out(&mut chipset, &mut board, 0x20, 0x20, 5_000_001);
+    assert_eq!(chipset.intr, Level::Low, "those in between were one");
+    chipset.tick(next, &mut board);
+    assert_eq!(chipset.intr, Level::High);
+}
