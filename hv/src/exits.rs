@@ -148,6 +148,7 @@ fn nested_fault<V: VirtualCpu>(
     match vcpu.vm.fault(gpa, direction == Direction::Write) {
         Fault::Tracked => return Ok(Reason::TrackedWrite),
         Fault::Stale => return Ok(Reason::StaleMapping),
+        Fault::Filled => return Ok(Reason::RamFilled),
         Fault::Device => {}
     }
     if vcpu.hw.event_queued() {

@@ -66,8 +66,14 @@ pub fn free(owner: OwnerId, frame: Frame) {
     free_run(owner, frame, 1);
 }
 
-/// Returns a run of frames, or a part of one.
+/// Returns a run of frames, or a part of one. What was in them goes with the owner (design D21).
 pub fn free_run(owner: OwnerId, first: Frame, count: u64) {
+    if with(|allocator| allocator.holds(owner, first, count)) == Some(true) {
+        // SAFETY: 1. Frames of the allocator are RAM in the direct map. 2. Their owner is done with them: nobody refers to
+        // them.
+        let window = unsafe { Window::new(first.hpa(), count * PAGE_SIZE) };
+        let _ = window.zero(0, window.len());
+    }
     with(|allocator| allocator.free_run(owner, first, count));
 }
 
@@ -141,15 +147,19 @@ impl Allocator {
     }
 
     fn free_run(&mut self, owner: OwnerId, first: Frame, count: u64) {
-        let held = self.usage(owner).frames;
-        let taken = self.map.all_used(first.0, count);
+        let holds = self.holds(owner, first, count);
         match self.owners.get_mut(usize::from(owner.0)) {
-            Some(usage) if taken && count <= held => {
+            Some(usage) if holds => {
                 usage.frames -= count;
                 self.map.set_free(first.0, count);
             }
             _ => self.mistakes += 1,
         }
+    }
+
+    /// Whether these can be its own.
+    fn holds(&self, owner: OwnerId, first: Frame, count: u64) -> bool {
+        count <= self.usage(owner).frames && self.map.all_used(first.0, count)
     }
 
     fn set_quota(&mut self, owner: OwnerId, frames: u64) {
@@ -214,12 +224,13 @@ pub(crate) fn fake_install(bytes: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::phys::fake;
 
     const VM: OwnerId = OwnerId(1);
 
     #[test]
     fn charges_and_limits_owners() {
-        fake_install(0x10_0000);
+        fake::install(0x10_0000);
         let all = free_frames();
         assert_eq!(all, 240);
         set_quota(VM, 3);
@@ -235,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_freed_once_and_by_its_owner() {
-        fake_install(0x10_0000);
+        fake::install(0x10_0000);
         let frame = alloc(VM).unwrap();
         free(OwnerId(2), frame);
         assert_eq!(mistakes(), 1);
@@ -248,8 +259,24 @@ mod tests {
     }
 
     #[test]
+    fn frames_come_back_empty() {
+        fake::install(0x10_0000);
+        let first = alloc_run(VM, 3, 1, Placement::Low).unwrap();
+        // SAFETY: 1. Inside the test's memory. 2. Which is only accessed by copying.
+        let window = unsafe { Window::new(first.hpa(), 3 * PAGE_SIZE) };
+        window.write(0, &[0xA5; 3 * PAGE_SIZE as usize]).unwrap();
+        free(OwnerId(2), first);
+        assert_eq!(window.read_u32(0), Some(0xA5A5_A5A5), "not its own");
+        free_run(VM, first, 2);
+        let mut left = [1; 3 * PAGE_SIZE as usize];
+        window.read(0, &mut left).unwrap();
+        let zeros = left.iter().take_while(|byte| **byte == 0).count();
+        assert_eq!(zeros, 2 * PAGE_SIZE as usize);
+    }
+
+    #[test]
     fn placement_and_alignment_are_kept() {
-        fake_install(0x80_0000);
+        fake::install(0x80_0000);
         assert_eq!(alloc_run(VM, 512, 512, Placement::Low), Some(Frame(512)));
         assert_eq!(alloc_run(VM, 512, 512, Placement::High), Some(Frame(1536)));
         assert_eq!(alloc_run(VM, 513, 512, Placement::High), None);

@@ -24,6 +24,7 @@ pub enum Reason {
     MmioBar,
     TrackedWrite,
     StaleMapping,
+    RamFilled,
     MmioUnknown,
     Xsetbv,
     CacheFlush,

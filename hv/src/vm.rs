@@ -4,6 +4,7 @@
 
 mod bits;
 mod boot;
+mod clean;
 mod functions;
 mod lifecycle;
 mod memory;
@@ -114,7 +115,7 @@ impl Vm {
         let memory = GuestMemory::allocate(owner, &layout, setup.placement).ok_or(error)?;
         let frames = Pool::frames_for(setup.memory, setup.mapped_bars);
         let map = Pool::new(owner, frames).and_then(nested).ok_or(error)?;
-        let tables = Tables::new(map, &memory).map_err(|_| error)?;
+        let tables = Tables::new(map);
         let config = hv_dev::Config { layout, wall_clock: setup.wall_clock as i64 };
         let ids = 0..setup.cpus.len() as u32;
         Ok(Self {
@@ -225,7 +226,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Host address of a frame of RAM, and how many frames from there on are contiguous. Stays true for the VM's life.
+    /// Host address of a frame of RAM, and how many frames from there on are contiguous and may be given to a device (at
+    /// most 512). Stays true for the VM's life.
     pub fn translate(&self, gfn: Gfn) -> Option<(Hpa, u64)> {
         self.memory.translate(gfn)
     }
@@ -236,7 +238,7 @@ impl Vm {
     /// `NotRam`.
     pub fn track(&self, gfn: Gfn) -> Result<(), NotRam> {
         let index = self.memory.index_of(gfn).ok_or(NotRam)?;
-        let flush = self.tables.lock().track(&self.tracking, index, gfn);
+        let flush = self.tables.lock().track(&self.tracking, &self.memory, index, gfn);
         if flush {
             self.flush();
         }

@@ -4,6 +4,7 @@ use arrayvec::ArrayVec;
 use hv_defs::{Gfn, Gpa, Hpa, PAGE_SIZE};
 use hv_dev::e820::{HIGH_RAM, Layout};
 
+use super::clean::Clean;
 use crate::frame::{self, OwnerId, Placement};
 use crate::load::{OutOfRange, Sink};
 use crate::phys::Window;
@@ -38,17 +39,25 @@ impl Slot {
     }
 }
 
+/// A stretch of RAM that one large page maps, or what there is of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Piece {
+    pub gpa: Gpa,
+    pub hpa: Hpa,
+    pub bytes: u64,
+}
+
 /// All RAM of a guest.
-#[derive(Debug)]
 pub struct GuestMemory {
     slots: ArrayVec<Slot, 3>,
+    clean: Clean,
 }
 
 impl GuestMemory {
     /// Takes host memory for `layout`, in pieces as large and as aligned as can be had.
     ///
-    /// What was in that memory before Prism started is left there, as after a warm reboot of a real machine; no frame
-    /// ever goes from one VM to another.
+    /// What was in that memory before Prism started is zeroed when the VM first gets at it, by whichever way: there is
+    /// none but `read`, `store`, `translate` and `clean_piece`. No frame ever goes from one VM to another.
     pub fn allocate(owner: OwnerId, layout: &Layout, placement: Placement) -> Option<Self> {
         let low = run(owner, layout.low, placement)?;
         let mut pieces: ArrayVec<(u64, Window), 3> = ArrayVec::new();
@@ -67,7 +76,8 @@ impl GuestMemory {
             first += (window.len() / PAGE_SIZE) as usize;
             slot
         });
-        Some(Self { slots: slots.collect() })
+        let slots: ArrayVec<Slot, 3> = slots.collect();
+        Some(Self { clean: Clean::new(first), slots })
     }
 
     /// The stretches of RAM, in ascending order.
@@ -97,6 +107,7 @@ impl GuestMemory {
     /// `NotRam`, and nothing is copied.
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
         let (slot, offset) = self.locate(gpa, buf.len() as u64).ok_or(NotRam)?;
+        self.make_clean(slot, offset, buf.len() as u64);
         slot.window.read(offset, buf).map_err(|_| NotRam)
     }
 
@@ -106,7 +117,14 @@ impl GuestMemory {
     /// `NotRam`, and nothing is copied.
     pub(super) fn store(&self, gpa: Gpa, data: &[u8]) -> Result<(), NotRam> {
         let (slot, offset) = self.locate(gpa, data.len() as u64).ok_or(NotRam)?;
-        slot.window.write(offset, data).map_err(|_| NotRam)
+        let end = offset + data.len() as u64;
+        let whole = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
+        for (edge, bytes) in [(offset, offset % PAGE_SIZE), (end.saturating_sub(1), end % PAGE_SIZE)] {
+            // Only what of a frame is not overwritten need be zeroed.
+            self.make_clean(slot, edge, bytes.min(1));
+        }
+        let store = || slot.window.write(offset, data).map_err(|_| NotRam);
+        if whole.is_empty() { store() } else { self.clean.overwrite(slot.first, whole, store) }
     }
 
     /// Number of a frame of RAM, counted over all slots.
@@ -123,10 +141,31 @@ impl GuestMemory {
         (within < frames).then_some(Gfn(slot.gpa.0 / PAGE_SIZE + within as u64))
     }
 
-    /// Host address of a frame, and how many frames from there on are contiguous.
+    /// Host address of a frame, and how many frames from there on are contiguous and clean, so that a device may be
+    /// given them. It cleans that one only, or one call could take as long as there is memory.
     pub fn translate(&self, gfn: Gfn) -> Option<(Hpa, u64)> {
         let (slot, offset) = self.locate(gfn.gpa(), PAGE_SIZE)?;
-        Some((Hpa(slot.hpa().0 + offset), (slot.bytes() - offset) / PAGE_SIZE))
+        self.make_clean(slot, offset, PAGE_SIZE);
+        let left = ((slot.bytes() - offset) / PAGE_SIZE).min(LARGE / PAGE_SIZE);
+        let clean = self.clean.run(slot.first + (offset / PAGE_SIZE) as usize, left as usize);
+        Some((Hpa(slot.hpa().0 + offset), clean as u64))
+    }
+
+    /// What a guest that touches `gpa` is given: a large page, or what there is of it, clean.
+    pub(super) fn clean_piece(&self, gpa: Gpa) -> Option<Piece> {
+        let (slot, _) = self.locate(gpa, 1)?;
+        let large = gpa.0 & !(LARGE - 1);
+        let start = large.max(slot.gpa.0) - slot.gpa.0;
+        let end = (large.saturating_add(LARGE) - slot.gpa.0).min(slot.bytes());
+        self.make_clean(slot, start, end - start);
+        Some(Piece { gpa: Gpa(slot.gpa.0 + start), hpa: Hpa(slot.hpa().0 + start), bytes: end - start })
+    }
+
+    fn make_clean(&self, slot: &Slot, offset: u64, bytes: u64) {
+        if bytes > 0 {
+            let frames = offset / PAGE_SIZE..(offset + bytes).div_ceil(PAGE_SIZE);
+            self.clean.make(slot.window, slot.first, frames);
+        }
     }
 
     /// The slot that holds the whole range, and the offset in it.
@@ -203,7 +242,75 @@ mod tests {
         }
         assert_eq!(memory.frame_at(memory.frames()), None);
         let (hpa, frames) = memory.translate(Gfn(0x101)).unwrap();
-        assert_eq!(frames, (8 << 20) / 4096 - 0x101);
-        assert_eq!(hpa.0, memory.slots()[0].hpa().0 + 0x10_1000);
+        assert_eq!((hpa.0, frames), (memory.slots()[0].hpa().0 + 0x10_1000, 1));
+        memory.clean_piece(Gpa(0x10_0000)).unwrap();
+        assert_eq!(memory.translate(Gfn(0x101)).unwrap(), (hpa, 0x200 - 0x101));
+        memory.clean_piece(Gpa(0x20_0000)).unwrap();
+        assert_eq!(memory.translate(Gfn(0x101)).unwrap(), (hpa, 512));
+    }
+
+    /// RAM that holds what another VM left there before a warm restart.
+    fn stale() -> GuestMemory {
+        let memory = memory(Layout { low: 8 << 20, high: 4 << 20 });
+        for slot in &memory.slots {
+            slot.window.write(0, &vec![0xA5; slot.bytes() as usize]).unwrap();
+        }
+        memory
+    }
+
+    /// What lies in host memory, whoever may see it.
+    fn raw(hpa: Hpa, bytes: u64) -> Vec<u8> {
+        let mut raw = vec![0; bytes as usize];
+        // SAFETY: 1. Inside the test's memory. 2. Which is only accessed by copying.
+        unsafe { Window::new(hpa, bytes) }.read(0, &mut raw).unwrap();
+        raw
+    }
+
+    /// Each way to memory shows zeros where nothing was stored: a copy out, around a copy in, a device, a page.
+    #[test]
+    fn nothing_of_an_earlier_owner_is_seen() {
+        let memory = stale();
+        let zeros = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        let mut back = [1; 0x1800];
+        memory.read(Gpa(0x20_0800), &mut back).unwrap();
+        assert!(zeros(&back));
+        for (at, bytes) in [(0x30_0010, 4), (0x30_2FFE, 4), (0x30_4000, 0x1000), (0x30_6800, 0x3000), (HIGH_RAM, 1)] {
+            memory.store(Gpa(at), &vec![7; bytes]).unwrap();
+            let (first, end) = (at & !0xFFF, (at + bytes as u64).next_multiple_of(0x1000));
+            let mut all = vec![1; (end - first) as usize];
+            memory.read(Gpa(first), &mut all).unwrap();
+            let stored = (at - first) as usize..(at - first) as usize + bytes;
+            assert!(all[stored.clone()].iter().all(|byte| *byte == 7), "{at:#x}");
+            assert!(zeros(&all[..stored.start]) && zeros(&all[stored.end..]), "{at:#x}");
+        }
+        for gfn in [Gfn(0x9F), Gfn(0xC0), Gfn(0x7FF), Gpa(HIGH_RAM + 0x5000).gfn()] {
+            let (hpa, frames) = memory.translate(gfn).unwrap();
+            assert!(zeros(&raw(hpa, frames * PAGE_SIZE)), "{gfn:?}");
+        }
+        for gpa in [0x9_0000, 0xC_0000, 0x40_1234, 0x7F_FFFF, HIGH_RAM + 0x20_0000] {
+            let piece = memory.clean_piece(Gpa(gpa)).unwrap();
+            assert!((piece.gpa.0..piece.gpa.0 + piece.bytes).contains(&gpa));
+            assert!(zeros(&raw(piece.hpa, piece.bytes)), "{gpa:#x}");
+        }
+        assert_eq!(memory.clean_piece(Gpa(0xA_0000)), None);
+    }
+
+    /// What was stored stays when its surroundings are cleaned, and is not zeroed a second time.
+    #[test]
+    fn a_frame_is_cleaned_once() {
+        let memory = stale();
+        memory.store(Gpa(0x20_3004), b"kept").unwrap();
+        memory.store(Gpa(0x20_6000), &[9; 0x2000]).unwrap();
+        memory.clean_piece(Gpa(0x20_0000)).unwrap();
+        memory.clean_piece(Gpa(0x20_0000)).unwrap();
+        let mut back = [0; 4];
+        memory.read(Gpa(0x20_3004), &mut back).unwrap();
+        assert_eq!(&back, b"kept");
+        memory.read(Gpa(0x20_7FFC), &mut back).unwrap();
+        assert_eq!(back, [9; 4]);
+        assert_eq!(memory.read(Gpa(8 << 20), &mut []), Ok(()), "nothing is touched at the end of a slot");
+        let mut high = [1];
+        memory.read(Gpa(HIGH_RAM), &mut high).unwrap();
+        assert_eq!(high, [0]);
     }
 }

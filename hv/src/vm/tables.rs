@@ -10,7 +10,7 @@ use hv_defs::{Gfn, Gpa, Hpa, PAGE_SIZE};
 
 use super::bits::AtomicBits;
 use super::memory::GuestMemory;
-use crate::nested::{NestedMap, NoTable};
+use crate::nested::NestedMap;
 use crate::phys::Window;
 
 /// A page that was written since the last harvest.
@@ -47,8 +47,18 @@ pub enum Fault {
     Tracked,
     /// The mapping allows the access: it changed meanwhile, go on.
     Stale,
+    /// The first access to a stretch of RAM: zeroed and mapped, go on.
+    Filled,
     /// Not memory: a device answers.
     Device,
+}
+
+/// Whether a stretch of RAM is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    Before,
+    Now,
+    Not,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -111,12 +121,19 @@ impl Tracking {
 // ---- RAM ---------------------------------------------------------------------------------------------------------------
 
 impl Tables {
-    /// Maps all of `memory`.
-    pub fn new(mut map: Box<dyn NestedMap>, memory: &GuestMemory) -> Result<Self, NoTable> {
-        for slot in memory.slots() {
-            map.map(slot.gpa, slot.bytes(), slot.hpa(), Access::ReadWrite, Caching::WriteBack)?;
+    /// Nothing is mapped: RAM is, piece by piece, when the guest first touches it (see `GuestMemory`).
+    pub fn new(map: Box<dyn NestedMap>) -> Self {
+        Self { map, bars: Vec::new(), list: Vec::with_capacity(LISTED), overflow: false, dirty_pages: 0 }
+    }
+
+    /// Maps the stretch of RAM around `gpa`, zeroed, unless it is mapped.
+    fn fill(&mut self, memory: &GuestMemory, gpa: Gpa) -> Filled {
+        if self.map.lookup(gpa).is_some() {
+            return Filled::Before;
         }
-        Ok(Self { map, bars: Vec::new(), list: Vec::with_capacity(LISTED), overflow: false, dirty_pages: 0 })
+        let Some(piece) = memory.clean_piece(gpa) else { return Filled::Not };
+        let mapped = self.map.map(piece.gpa, piece.bytes, piece.hpa, Access::ReadWrite, Caching::WriteBack);
+        if mapped.is_ok() { Filled::Now } else { Filled::Not }
     }
 
     pub fn root(&self) -> Hpa {
@@ -124,10 +141,12 @@ impl Tables {
     }
 
     /// Begins to track a frame; whether CPUs must be flushed.
-    pub fn track(&mut self, tracking: &Tracking, index: usize, gfn: Gfn) -> bool {
+    pub fn track(&mut self, tracking: &Tracking, memory: &GuestMemory, index: usize, gfn: Gfn) -> bool {
         if tracking.tracked.insert(index) {
             return false;
         }
+        // What is not mapped cannot be protected; mapped later, it would not be.
+        self.fill(memory, gfn.gpa());
         self.map.protect(gfn.gpa(), PAGE_SIZE, Access::Read).is_ok()
     }
 
@@ -161,6 +180,9 @@ impl Tables {
     /// Decides about a nested fault.
     pub fn fault(&mut self, tracking: &Tracking, memory: &GuestMemory, gpa: Gpa, write: bool) -> Fault {
         if let Some(index) = memory.index_of(gpa.gfn()) {
+            if self.fill(memory, gpa) == Filled::Now {
+                return Fault::Filled;
+            }
             if write && tracking.tracked.get(index) {
                 self.mark(tracking, index, gpa.gfn());
                 return Fault::Tracked;

@@ -18,14 +18,14 @@ fn machine() -> Machine {
     fake::install(64 * MIB);
     let memory = GuestMemory::allocate(OwnerId(1), &Layout { low: 8 * MIB, high: 0 }, Placement::Low).unwrap();
     let pool = Pool::new(OwnerId(1), 64).unwrap();
-    let tables = Tables::new(Nested::<Npt>::boxed(pool, Level::L3).unwrap(), &memory).unwrap();
+    let tables = Tables::new(Nested::<Npt>::boxed(pool, Level::L3).unwrap());
     Machine { tracking: Tracking::new(memory.frames()), memory, tables }
 }
 
 impl Machine {
     fn track(&mut self, gfn: u64) -> bool {
         let index = self.memory.index_of(Gfn(gfn)).unwrap();
-        self.tables.track(&self.tracking, index, Gfn(gfn))
+        self.tables.track(&self.tracking, &self.memory, index, Gfn(gfn))
     }
     fn untrack(&mut self, gfn: u64) {
         let index = self.memory.index_of(Gfn(gfn)).unwrap();
@@ -132,4 +132,28 @@ fn read_only_pages_pass_reads_only() {
     m.tables.place(&m.memory, 2, 2, Some((Gpa(0xD000_0000), 256 * MIB)));
     let mapped = m.tables.map.lookup(Gpa(0xD000_0000)).unwrap();
     assert_eq!((mapped.hpa, mapped.level), (Hpa(4 << 30), Level::L2));
+}
+
+/// RAM appears when it is touched, zeroed, a large page at a time; a page that is watched appears protected.
+#[test]
+fn ram_is_mapped_when_it_is_touched() {
+    let mut m = machine();
+    let slot = m.memory.slots()[0];
+    // SAFETY: 1. The guest's RAM, inside the test's memory. 2. Which is only accessed by copying.
+    let raw = unsafe { Window::new(slot.hpa(), 8 * MIB) };
+    raw.write(0x40_0000, &vec![0xA5; 4 << 20]).unwrap();
+    let read = |m: &mut Machine, gpa| m.tables.fault(&m.tracking, &m.memory, Gpa(gpa), false);
+    assert_eq!(m.access(0x40_0000), None);
+    assert_eq!((read(&mut m, 0x40_1234), read(&mut m, 0x5F_F000)), (Fault::Filled, Fault::Stale));
+    assert_eq!(m.tables.map.lookup(Gpa(0x5F_F000)).map(|mapped| mapped.level), Some(Level::L2));
+    assert_eq!((m.access(0x60_0000), m.access(0x3F_F000)), (None, None));
+    let mut seen = vec![1; 2 << 20];
+    raw.read(0x40_0000, &mut seen).unwrap();
+    assert!(seen.iter().all(|byte| *byte == 0));
+    m.track(0x700);
+    assert_eq!((m.access(0x70_0000), m.access(0x60_0000)), (Some(Access::Read), Some(Access::ReadWrite)));
+    assert_eq!(m.write(0x70_0000), Fault::Tracked);
+    // The hole for the legacy video memory stays one.
+    assert_eq!((m.write(0x9_FFFF), m.write(0xC_0000)), (Fault::Filled, Fault::Filled));
+    assert_eq!((m.write(0xA_0000), m.access(0xA_0000)), (Fault::Device, None));
 }
