@@ -32,6 +32,21 @@ pub const RENDER: [(u32, u32); 23] = [
 /// Bits 25:2 of a FORCE_TO_NONPRIV slot.
 pub const SLOT_REGISTER_MASK: u32 = 0x03FF_FFFC;
 
+/// How many registers a FORCE_TO_NONPRIV slot opens: 1, 4, 16 or 64, by its bits 1:0 (KBL PRM vol 2c; i915's
+/// RING_FORCE_TO_NONPRIV_RANGE). A range begins at the register, or at its own alignment: both are open here. Bits
+/// 29:28 may restrict a slot to loads or stores, which nothing here relies on.
+pub const fn slot_range(slot: u32) -> (u32, u32) {
+    let bytes = 4 << (2 * (slot & 3));
+    let register = slot & SLOT_REGISTER_MASK;
+    (register & !(bytes - 1), register + bytes - 4)
+}
+
+/// Whether a FORCE_TO_NONPRIV slot opens the register at `offset`.
+pub const fn slot_opens(slot: u32, offset: u32) -> bool {
+    let (first, last) = slot_range(slot);
+    first <= offset && offset <= last
+}
+
 /// Whether an unprivileged batch on `engine` may write the register at `offset` (slots aside).
 pub fn allowed(engine: Engine, offset: u32) -> bool {
     if matches!(engine, Engine::Rcs) {
@@ -57,6 +72,8 @@ mod tests {
     fn answers() {
         assert!(allowed(Engine::Rcs, 0x2678) && allowed(Engine::Bcs, 0x22604) && allowed(Engine::Bcs, 0x22200));
         assert!(!allowed(Engine::Rcs, 0x2094) && !allowed(Engine::Rcs, 0x2030) && !allowed(Engine::Vcs0, 0x12200));
+        assert!(slot_opens(0x7304, 0x7304) && !slot_opens(0x7304, 0x7308) && !slot_opens(0x7304, 0x7300));
+        assert!(slot_opens(0x2348 | 1, 0x2340) && slot_opens(0x2348 | 1, 0x2354) && !slot_opens(0x2348 | 1, 0x2358));
         assert!(!allowed(Engine::Bcs, 0x2600) && !allowed(Engine::Rcs, 0x7014));
     }
 }

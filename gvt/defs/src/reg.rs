@@ -225,6 +225,13 @@ pub const SC_INSTDONE: u32 = 0x7100;
 pub const SAMPLER_INSTDONE: u32 = 0xE160;
 pub const ROW_INSTDONE: u32 = 0xE164;
 
+/// Tiled resource translation tables of the render engine (TRTT; kept in its context image).
+pub const TRTT_FIRST: u32 = 0x4DE0;
+pub const TRTT_LAST: u32 = 0x4DFC;
+/// Their control: bit 0 on, bit 1 with virtual addresses (GVT-g refuses the first without the second).
+pub const TRTTE: u32 = 0x4DF4;
+pub const TRTTE_ON: u32 = 1 << 0;
+pub const TRTTE_VIRTUAL: u32 = 1 << 1;
 /// Thirty-two fence registers of 64 bits.
 pub const FENCE0: u32 = 0x10_0000;
 pub const FENCES: u32 = 32;

@@ -29,6 +29,8 @@ pub const INSTPM: u32 = 0xC0;
 pub const RPCS: u32 = 0xC8;
 pub const RESET_CTL: u32 = 0xD0;
 pub const CSFE_CHICKEN1: u32 = 0xD4;
+/// CSFE_CHICKEN1: the bits that turn preemption in mid-object off or into a replay (GVT-g stops a guest that sets them).
+pub const CSFE_PREEMPTION: u32 = 0x18;
 pub const BB_STATE: u32 = 0x110;
 pub const SBB_ADDR: u32 = 0x114;
 pub const SBB_STATE: u32 = 0x118;
@@ -54,6 +56,8 @@ pub const SEMA_WAIT_POLL: u32 = 0x24C;
 /// PDP0 low dword; PDP n is at `+8*n`, its high dword 4 above.
 pub const PDP0_LDW: u32 = 0x270;
 pub const PDP0_UDW: u32 = 0x274;
+/// High dword of PDP3 is the last of them.
+pub const PDP3_UDW: u32 = 0x28C;
 pub const GFX_MODE: u32 = 0x29C;
 pub const TIMESTAMP: u32 = 0x358;
 pub const TIMESTAMP_UDW: u32 = 0x35C;
@@ -74,7 +78,7 @@ pub const MI_PREDICATE_SRC1_UDW: u32 = 0x40C;
 pub const MI_PREDICATE_DATA: u32 = 0x410;
 pub const MI_PREDICATE_RESULT: u32 = 0x418;
 pub const MI_PREDICATE_RESULT_1: u32 = 0x41C;
-/// Twelve slots: bits 25:2 of each name a register that unprivileged batches may write.
+/// Twelve slots: bits 25:2 of each name a register that unprivileged batches may write, see `nonpriv`.
 pub const FORCE_TO_NONPRIV: u32 = 0x4D0;
 pub const FORCE_TO_NONPRIV_SLOTS: u32 = 12;
 /// Sixteen 64-bit general purpose registers.

@@ -33,7 +33,7 @@ impl Exec<'_> {
         }
         (0..ring::FORCE_TO_NONPRIV_SLOTS).any(|slot| {
             let held = self.device.ring(engine, ring::FORCE_TO_NONPRIV + 4 * slot);
-            held & nonpriv::SLOT_REGISTER_MASK == register
+            nonpriv::slot_opens(held, register)
         })
     }
 

@@ -17,7 +17,8 @@ mod bench;
 mod tests;
 
 pub use batch::Source;
-pub use registers::{ContextRegisters, UNSAVED};
+pub use registers::ContextRegisters;
+pub(crate) use registers::may_open;
 
 use crate::gtt::Partition;
 use alloc::vec::Vec;

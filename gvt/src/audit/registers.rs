@@ -1,10 +1,10 @@
 //! Which registers a guest's commands may write, as data. Everything here is kept per context by the hardware,
-//! or is named in [`UNSAVED`] and put back by the mediator when the engine changes hands. What is not listed is
-//! not written: a write to it is what a guest's CPU could do through BAR0, where the mediator decides.
+//! or put back by the mediator when the engine changes hands (design D20; `tests/kept.rs` walks all lists). What is not
+//! listed is not written: a write to it is what a guest's CPU could do through BAR0, where the mediator decides.
 
 use alloc::vec::Vec;
 use gvt_defs::context::{RING_CONTEXT_DWORDS, layout};
-use gvt_defs::{Engine, mi, nonpriv, ring};
+use gvt_defs::{Engine, mi, nonpriv, reg, ring};
 
 /// What may be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,25 +13,50 @@ pub(super) enum Policy {
     Any,
     /// Any value in which these bits are 0 (they are the write mask of bits that are not for guests).
     Without(u32),
-    /// Nothing.
+    /// Any value but those that turn tiled resources on with physical addresses ([`reg::TRTTE`]).
+    NotPhysical,
+    /// Nothing: the write is dropped.
     Denied,
+    /// Nothing, and what follows such a write cannot run without it: the submission is refused.
+    Refused,
+}
+
+impl Policy {
+    /// What of `value` is written; `None` drops the write.
+    pub(super) const fn admit(self, value: u32) -> Option<u32> {
+        match self {
+            Self::Any => Some(value),
+            Self::Without(bits) => Some(value & !bits),
+            Self::NotPhysical if value & reg::TRTTE_ON != 0 && value & reg::TRTTE_VIRTUAL == 0 => None,
+            Self::NotPhysical => Some(value),
+            Self::Denied | Self::Refused => None,
+        }
+    }
+
+    /// Whether anything can be written.
+    #[cfg(test)]
+    pub(super) fn is_writable(self) -> bool {
+        !matches!(self, Self::Denied | Self::Refused)
+    }
 }
 
 /// STOP_RING's bit in the write mask of MI_MODE.
 const NO_STOP: Policy = Policy::Without(ring::MI_MODE_STOP_RING << 16);
 
 /// Offsets from the engine's base, both ends inclusive; sorted. Every engine has them.
-const LOCAL: [(u32, u32, Policy); 5] = [
+pub(super) const LOCAL: [(u32, u32, Policy); 6] = [
     (ring::NOPID, ring::NOPID, Policy::Any),
     (ring::MI_MODE, ring::MI_MODE, NO_STOP),
     (ring::INSTPM, ring::INSTPM, Policy::Any),
     (ring::SWCTRL, ring::SWCTRL, Policy::Any),
+    // Page directories of a context with three-level tables (i915 up to 4.x): it would run on in the old space.
+    (ring::PDP0_LDW, ring::PDP3_UDW, Policy::Refused),
     (ring::GPR, ring::GPR + 8 * ring::GPRS - 4, Policy::Any),
 ];
 
 /// Registers of the render engine beyond those that any batch may write ([`nonpriv::RENDER`]): what drivers set in
 /// new contexts and in workaround batches. Both ends inclusive; sorted.
-const RENDER: [(u32, u32); 15] = [
+pub(super) const RENDER: [(u32, u32); 15] = [
     (0x2088, 0x2088), // FF_SLICE_CHICKEN, indirect context batch
     (0x2090, 0x2090), // 3D_CHICKEN3, likewise
     (0x21F0, 0x21F0), // INSTPM companion read and written by LRM in workaround batches
@@ -49,9 +74,23 @@ const RENDER: [(u32, u32); 15] = [
     (0xE4F0, 0xE4F4), // ROW_CHICKEN, ROW_CHICKEN2
 ];
 
-/// Registers that commands may write and that no context image keeps: the mediator writes its own idea of them
-/// whenever an engine changes hands, whatever it believes they hold. Sorted.
-pub const UNSAVED: [u32; 7] = [0x2088, 0x2090, 0x21F0, 0x2248, 0x23BC, 0x7018, 0xB118];
+/// Registers that a guest may open to its unprivileged batches (FORCE_TO_NONPRIV) beyond those that are open anyway:
+/// what i915 opens (0x2248, 0x2580, 0x7304, 0x7014, 0xB118) and others that are kept or put back. GVT-g lets more
+/// through (0x2690 to 0x2698, 0x2754, 0x28A0, TRTT, 0x7700 to 0x770C, 0x83A8, 0xE18C), but of those nobody says
+/// whether they are masked, so nobody can put them back for certain. Sorted.
+pub(super) const OPENABLE: [u32; 9] = [0x20EC, 0x2248, 0x2580, 0x7010, 0x7014, 0x7300, 0x7304, 0xB110, 0xB118];
+
+/// Whether a guest may have `slot` in one of an engine's FORCE_TO_NONPRIV registers. A slot opens up to 64 registers:
+/// every one of them counts.
+pub(crate) fn may_open(engine: Engine, slot: u32) -> bool {
+    let (first, last) = nonpriv::slot_range(slot);
+    let harmless = |offset: u32| {
+        OPENABLE.binary_search(&offset).is_ok()
+            || nonpriv::allowed(engine, offset)
+            || offset == engine.base() + ring::NOPID
+    };
+    engine == Engine::Rcs && (last == 0 || (first..=last).step_by(4).all(harmless))
+}
 
 /// What the ring and privileged batches may do to the register at `offset`.
 pub(super) fn privileged(engine: Engine, offset: u32) -> Policy {
@@ -97,7 +136,8 @@ impl ContextRegisters {
     }
 
     /// Adds the registers in an image that the hardware saved for a context of the mediator: the register page and
-    /// what follows it. No guest may have written it.
+    /// what follows it. No guest may have written it. What no image can hold for a guest is not taken, whatever the
+    /// hardware says ([`may_learn`]).
     pub fn learn(&mut self, image: &[u32]) {
         let mut at = RING_CONTEXT_DWORDS;
         while let Some(&header) = image.get(at) {
@@ -109,7 +149,8 @@ impl ContextRegisters {
             }
             if header >> 29 == 0 && mi::opcode(header) == mi::LOAD_REGISTER_IMM {
                 let pairs = image.get(at + 1..at + dwords as usize).unwrap_or(&[]);
-                self.offsets.extend(pairs.iter().step_by(2).map(|offset| offset & mi::REGISTER_MASK));
+                let found = pairs.iter().step_by(2).map(|offset| offset & mi::REGISTER_MASK);
+                self.offsets.extend(found.filter(|offset| may_learn(self.engine, *offset)));
             }
             at += dwords as usize;
         }
@@ -126,7 +167,47 @@ impl ContextRegisters {
         if self.offsets.binary_search(&offset).is_err() {
             return Policy::Denied;
         }
-        if offset == self.engine.base() + ring::MI_MODE { NO_STOP } else { Policy::Any }
+        match offset {
+            _ if offset == self.engine.base() + ring::MI_MODE => NO_STOP,
+            // All engines and contexts share the clock: an image only tells what it was.
+            _ if offset == self.engine.base() + ring::TIMESTAMP => Policy::Denied,
+            reg::TRTTE => Policy::NotPhysical,
+            _ => Policy::Any,
+        }
+    }
+}
+
+/// Registers that are never a guest's, whatever an image of the hardware's own holds: they run an engine. Offsets from
+/// its base, both ends inclusive; sorted.
+pub(super) const RUNS_ENGINE: [(u32, u32); 15] = [
+    (ring::TAIL, ring::CTL),
+    (ring::PSMI_CTL, ring::MAX_IDLE),
+    (ring::HWS_PGA, ring::HWS_PGA),
+    (ring::HWSTAM, ring::HWSTAM),
+    (ring::IMR, ring::ESR),
+    (ring::RESET_CTL, ring::CSFE_CHICKEN1),
+    (ring::BB_STATE, ring::SBB_ADDR_UDW),
+    (ring::BB_ADDR, ring::BB_ADDR),
+    (ring::BB_ADDR_UDW, ring::BB_ADDR_UDW),
+    (ring::BB_PER_CTX_PTR, ring::INDIRECT_CTX_OFFSET),
+    (ring::ELSP, ring::CTX_CONTROL),
+    (ring::PDP0_LDW, ring::GFX_MODE),
+    (ring::TIMESTAMP, ring::TIMESTAMP_UDW),
+    (ring::CSB, ring::CTX_TIMESTAMP),
+    (ring::FORCE_TO_NONPRIV, ring::FORCE_TO_NONPRIV + 4 * (ring::FORCE_TO_NONPRIV_SLOTS - 1)),
+];
+
+/// Blocks outside the engines that a render context's image may hold: tiled resources, fixed functions, L3, EUs.
+/// Power, clocks, MOCS tables, interrupts, display and fences lie elsewhere. Both ends inclusive; sorted.
+const MAY_LEARN: [(u32, u32); 5] =
+    [(reg::TRTT_FIRST, reg::TRTT_LAST), (0x5200, 0x5FFC), (0x6000, 0x8FFC), (0xB100, 0xB1FC), (0xE100, 0xE7FC)];
+
+/// Whether a register in an image that the hardware saved may be taken for one that a guest's image holds.
+fn may_learn(engine: Engine, offset: u32) -> bool {
+    let within = |list: &[(u32, u32)], offset| list.iter().any(|(first, last)| (*first..=*last).contains(&offset));
+    match Engine::of_register(offset) {
+        Some((at, local)) => at == engine && !within(&RUNS_ENGINE, local),
+        None => engine == Engine::Rcs && within(&MAY_LEARN, offset),
     }
 }
 
@@ -166,8 +247,9 @@ mod tests {
     fn lists_are_sorted() {
         assert!(LOCAL.windows(2).all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0));
         assert!(RENDER.windows(2).all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0));
-        assert!(UNSAVED.windows(2).all(|pair| pair[0] < pair[1]));
-        assert!(UNSAVED.iter().all(|offset| privileged(Engine::Rcs, *offset) == Policy::Any));
+        assert!(OPENABLE.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(RUNS_ENGINE.windows(2).all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0));
+        assert!(MAY_LEARN.windows(2).all(|pair| pair[0].0 <= pair[0].1 && pair[0].1 < pair[1].0));
     }
 
     #[test]
@@ -176,12 +258,15 @@ mod tests {
             for target in Engine::ALL {
                 for local in NEVER {
                     let offset = target.base() + local;
-                    assert_eq!(privileged(engine, offset), Policy::Denied, "{engine:?} {offset:#x}");
+                    assert!(!privileged(engine, offset).is_writable(), "{engine:?} {offset:#x}");
                     assert_eq!(unprivileged(engine, offset), Policy::Denied);
+                    assert!(!may_learn(engine, offset), "{engine:?} {offset:#x}");
+                    assert!(!may_open(engine, offset));
                 }
             }
             for offset in [0x4030, 0x4080, 0x4260, 0x941C, 0xA188, 0x44200, 0x4430C, 0x10_0000, 0x10_1008, 0x7_8818] {
                 assert_eq!(privileged(engine, offset), Policy::Denied, "{engine:?} {offset:#x}");
+                assert!(!may_learn(engine, offset) && !may_open(engine, offset), "{engine:?} {offset:#x}");
             }
         }
     }
@@ -196,43 +281,32 @@ mod tests {
     }
 
     #[test]
-    fn every_written_register_is_kept_per_context_or_named() {
-        // Of what the ring may write on RCS: in the image, or in UNSAVED, or without effect on others.
-        let kept = ContextRegisters::known(Engine::Rcs);
-        for (first, last) in RENDER {
-            for offset in (first..=last).step_by(4) {
-                let saved = kept.policy(offset) != Policy::Denied;
-                // Chicken bits that silicon keeps in its own part of the image.
-                let opaque = matches!(offset, 0x7010 | 0xE4F4);
-                assert!(saved || opaque || UNSAVED.binary_search(&offset).is_ok(), "{offset:#x}");
-            }
+    fn slots_open_nothing_by_their_range() {
+        for slot in [0x2248, 0x2580, 0x7304, 0x7014, 0xB118, 0x2094, 0, 0x2348 | 1 | 1 << 28] {
+            assert!(may_open(Engine::Rcs, slot), "{slot:#x}");
+        }
+        // Neighbours of registers that may be opened: 0xB100, 0x2544 and so on; and all that GVT-g cannot put back.
+        for slot in [0xB118 | 3, 0x2580 | 1, 0x2348 | 3, 0x7014 | 2, 0x7304 | 3, 3, 0x2690, 0x4DE0, 0x83A8, 0xE18C] {
+            assert!(!may_open(Engine::Rcs, slot), "{slot:#x}");
         }
     }
 
     #[test]
-    fn every_local_register_is_kept_per_context() {
-        for engine in Engine::ALL {
-            let kept = ContextRegisters::known(engine);
-            for (first, last, _) in LOCAL {
-                for local in (first..=last).step_by(4) {
-                    let offset = engine.base() + local;
-                    // NOPID holds the number of the last MI_NOOP and has no effect.
-                    let kept = local == ring::NOPID || kept.policy(offset) != Policy::Denied;
-                    assert!(kept || privileged(engine, offset) == Policy::Denied, "{engine:?} {offset:#x}");
-                }
-            }
+    fn what_hardware_saved_is_learnt_only_where_a_guest_may_have_it() {
+        let mut registers = ContextRegisters::known(Engine::Rcs);
+        let before = registers.count();
+        let mut image = [0u32; 0x100];
+        let found = [0x2038, 0x2080, 0x24D4, 0x20D4, 0x12600, 0xC800, 0xB020, 0xA188, 0x4080, 0x10_0000];
+        let good = [reg::TRTTE, 0x28A0, 0x8004];
+        image[0x50] = mi::load_register_imm((found.len() + good.len()) as u32);
+        for (i, offset) in found.into_iter().chain(good).enumerate() {
+            image[0x51 + 2 * i] = offset;
         }
-    }
-
-    #[test]
-    fn what_any_batch_may_write_is_kept_or_named() {
-        let kept = ContextRegisters::known(Engine::Rcs);
-        for (first, last) in nonpriv::RENDER {
-            for offset in (first..=last).step_by(4) {
-                let named = UNSAVED.binary_search(&offset).is_ok();
-                assert!(named || kept.policy(offset) != Policy::Denied, "{offset:#x}");
-            }
-        }
+        registers.learn(&image);
+        assert_eq!(registers.count(), before + good.len());
+        // Tiled resources with physical addresses would read and write anybody's memory.
+        let trtt = registers.policy(reg::TRTTE);
+        assert_eq!([0, 1, 2, 3, 0xFFFF_FFFD].map(|v| trtt.admit(v)), [Some(0), None, Some(2), Some(3), None]);
     }
 
     #[test]

@@ -213,15 +213,17 @@ impl Audit<'_> {
         };
         for [offset, value] in pairs {
             let register = *offset & mi::REGISTER_MASK;
-            match policy(engine, register, stream) {
-                Policy::Any => {}
-                Policy::Without(bits) => *value &= !bits,
-                Policy::Denied => {
-                    self.drop_write(register, *value, stream);
-                    // A register that holds what was last written to it, and no more.
-                    *offset = engine.base() + ring::NOPID;
-                    *value = 0;
-                }
+            let policy = policy(engine, register, stream);
+            if policy == Policy::Refused {
+                return Err(Reason::Forbidden);
+            }
+            if let Some(admitted) = policy.admit(*value) {
+                *value = admitted;
+            } else {
+                self.drop_write(register, *value, stream);
+                // A register that holds what was last written to it, and no more.
+                *offset = engine.base() + ring::NOPID;
+                *value = 0;
             }
         }
         Ok(Keep)
@@ -240,7 +242,7 @@ impl Audit<'_> {
         };
         *header &= !RELATIVE;
         let verdict = self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 4, stream)?;
-        Ok(self.any_value(*register, stream).unwrap_or(verdict))
+        Ok(self.any_value(*register, stream)?.unwrap_or(verdict))
     }
 
     fn load_register_register(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
@@ -248,17 +250,19 @@ impl Audit<'_> {
             return Err(Reason::Length);
         };
         *header &= !RELATIVE;
-        Ok(self.any_value(*register, stream).unwrap_or(Keep))
+        Ok(self.any_value(*register, stream)?.unwrap_or(Keep))
     }
 
     /// The verdict on a write of a value that is not known yet: `None` if it may be any.
-    fn any_value(&mut self, register: u32, stream: Stream<'_>) -> Option<Verdict> {
+    fn any_value(&mut self, register: u32, stream: Stream<'_>) -> Result<Option<Verdict>, Reason> {
         let register = register & mi::REGISTER_MASK;
-        if policy(self.engine, register, stream) == Policy::Any {
-            return None;
+        match policy(self.engine, register, stream) {
+            Policy::Any => return Ok(None),
+            Policy::Refused => return Err(Reason::Forbidden),
+            Policy::Without(_) | Policy::NotPhysical | Policy::Denied => {}
         }
         self.summary.dropped += 1;
-        Some(Blank)
+        Ok(Some(Blank))
     }
 
     fn drop_write(&mut self, register: u32, value: u32, stream: Stream<'_>) {
@@ -292,7 +296,7 @@ impl Audit<'_> {
         // Resets counters and the timestamp that all share.
         *flags &= !GLOBAL_SNAPSHOT_RESET;
         if *flags & pipe_control::LRI_POST_SYNC != 0 {
-            if self.any_value(*low, stream).is_some() {
+            if self.any_value(*low, stream)?.is_some() {
                 *flags &= !(pipe_control::LRI_POST_SYNC | pipe_control::POST_SYNC_MASK);
             }
             return Ok(Keep);

@@ -201,14 +201,12 @@ impl<W: Hw> Gvt<W> {
         self.reclaim(host, index);
     }
 
-    /// Slots of FORCE_TO_NONPRIV: only registers whose content cannot harm others (spec/gvt.md appendix 1.4).
+    /// Slots of FORCE_TO_NONPRIV: only registers whose content cannot harm others, nor outlive its owner (design D20).
     fn write_force_nonpriv(&mut self, index: usize, piece: Piece) {
         let Some((engine, _)) = Engine::of_register(piece.offset) else { return };
         let Some(vgpu) = self.vgpu_mut(index) else { return };
         let value = merge(vgpu.file.get(piece.offset), piece);
-        let target = value & gvt_defs::nonpriv::SLOT_REGISTER_MASK;
-        let harmless = NONPRIV_TARGETS.binary_search(&target).is_ok() || target == engine.base() + ring::NOPID;
-        if engine == Engine::Rcs && (harmless || target == 0) {
+        if crate::audit::may_open(engine, value) {
             vgpu.file.set(piece.offset, value);
             if let Some(engine) = switch::engine_of(piece.offset) {
                 vgpu.switch_dirty = vgpu.switch_dirty.or(engine.mask());
@@ -216,12 +214,6 @@ impl<W: Hw> Gvt<W> {
         }
     }
 }
-
-/// Registers that a guest may open to its unprivileged batches; sorted.
-const NONPRIV_TARGETS: [u32; 26] = [
-    0x20EC, 0x2248, 0x2340, 0x2348, 0x2350, 0x2580, 0x2690, 0x2694, 0x2698, 0x2754, 0x28A0, 0x4DE0, 0x4DE4, 0x4DFC,
-    0x7010, 0x7014, 0x7300, 0x7304, 0x7700, 0x7704, 0x7708, 0x770C, 0x83A8, 0xB110, 0xB118, 0xE18C,
-];
 
 /// Whether a fence is on and leads nowhere but into the slice of the aperture: not its ends count, but where the tiles
 /// lie whose parts it covers (design D22). It makes no difference to a driver: i915 covers whole rows of tiles.
@@ -318,14 +310,4 @@ fn answer_pcode(vgpu: &mut Vgpu, command: u32) {
     vgpu.file.set(reg::PCODE_DATA0, answer);
     let mailbox = vgpu.file.get(reg::PCODE_MAILBOX);
     vgpu.file.set(reg::PCODE_MAILBOX, mailbox & !(reg::PCODE_READY | 0xFF));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nonpriv_targets_are_sorted() {
-        assert!(NONPRIV_TARGETS.windows(2).all(|w| w[0] < w[1]));
-    }
 }

@@ -86,12 +86,34 @@ fn stores_into_the_status_page_stay_in_it() {
     assert_eq!(reason(Engine::Rcs, &[store, 0xFFC, 9]), Some(Reason::Index));
 }
 
+/// Three-level page tables: the context would run on in the space that the image names.
+#[test]
+fn page_directories_by_command_refuse_the_submission() {
+    for register in [0x2270, 0x2274, 0x228C] {
+        let load = [mi::load_register_imm(2), 0x2600, 1, register, 0x1000];
+        assert_eq!(reason(Engine::Rcs, &load), Some(Reason::Forbidden), "{register:#x}");
+        assert_eq!(reason(Engine::Rcs, &[LRM | GGTT, register, MINE, 0]), Some(Reason::Forbidden));
+        assert_eq!(reason(Engine::Rcs, &[LRR, 0x2600, register]), Some(Reason::Forbidden));
+        let flush = [0x7A00_0004, 1 << 23 | 1 << 14, register, 0, 7, 0];
+        assert_eq!(reason(Engine::Rcs, &flush), Some(Reason::Forbidden));
+        let mut memory = Memory::default().global(MINE, &[&load[..], &[END]].concat());
+        let fault = submission(Engine::Rcs, &[START, MINE, 0], &mut memory, 1 << 16).unwrap_err();
+        assert_eq!(fault.reason, Reason::Forbidden);
+    }
+    // From a process batch the hardware drops it, and so does the copy of one.
+    let at_process = u64::from(PROCESS[1]) << 32 | u64::from(PROCESS[0]);
+    let mut memory = Memory::default().process(at_process, &[LRI, 0x22270, 7, END]);
+    let start = [START | mi::BB_PPGTT, PROCESS[0], PROCESS[1]];
+    let (_, arena, _) = submission(Engine::Bcs, &start, &mut memory, 1 << 16).unwrap();
+    assert_eq!(arena[..4], [LRI, 0x22094, 0, END]);
+}
+
 #[test]
 fn forbidden_registers_are_dropped_in_the_ring_and_in_privileged_batches() {
     let forbidden = [
-        0x2030, 0x2034, 0x2038, 0x203C, 0x2080, 0x20A8, 0x20D0, 0x2110, 0x2140, 0x21C0, 0x21C4, 0x2230, 0x2244, 0x2270,
-        0x2274, 0x229C, 0x2358, 0x23A0, 0x24D0, 0x24FC, 0x22230, 0x12080, 0x4030, 0x4260, 0x941C, 0xA188, 0xC800,
-        0x44200, 0x4_4304, 0x7_8818, 0x10_0000, 0x10_1008, 0x13_8124, 0x1F_FFFC, 0x7F_FFFC,
+        0x2030, 0x2034, 0x2038, 0x203C, 0x2080, 0x20A8, 0x20D0, 0x2110, 0x2140, 0x21C0, 0x21C4, 0x2230, 0x2244, 0x229C,
+        0x2358, 0x23A0, 0x24D0, 0x24FC, 0x22230, 0x12080, 0x4030, 0x4260, 0x941C, 0xA188, 0xC800, 0x44200, 0x4_4304,
+        0x7_8818, 0x10_0000, 0x10_1008, 0x13_8124, 0x1F_FFFC, 0x7F_FFFC,
     ];
     let partition = partition();
     for register in forbidden {
@@ -185,7 +207,8 @@ fn forged_context_images() {
         let mut audit = Audit::new(Engine::Rcs, &partition);
         audit.context(&mut dwords, &registers).map(|()| dwords)
     };
-    for register in [0x2038, 0x2080, 0x2230, 0x2244, 0x2270, 0x229C, 0x24D0, 0x2140, 0x21C0, 0x4_4200, 0x22600] {
+    for register in [0x2038, 0x2080, 0x2230, 0x2244, 0x2270, 0x229C, 0x24D0, 0x2140, 0x21C0, 0x2358, 0x4_4200, 0x22600]
+    {
         assert_eq!(audit_image(&[LRI, register, 7, END]).unwrap(), [LRI, 0x2094, 0, END], "{register:#x}");
     }
     let mode = 0x2000 + ring::MI_MODE;

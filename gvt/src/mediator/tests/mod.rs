@@ -6,6 +6,7 @@ mod fences;
 mod heap;
 mod isolation;
 mod one;
+mod registers;
 mod shares;
 mod two;
 
