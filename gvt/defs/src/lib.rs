@@ -13,6 +13,7 @@ pub mod gfx;
 pub mod masked;
 pub mod mi;
 pub mod nonpriv;
+pub mod opcodes;
 pub mod pci;
 pub mod pte;
 pub mod pvinfo;

@@ -2,7 +2,7 @@
 //! copy. The whole tree of a submission goes into one arena.
 
 use super::walk::{Level, Origin, Stream, redirect};
-use super::{Audit, AuditFault, LINE, MANY, Reason, fault};
+use super::{Audit, AuditFault, LINE, MANY, Part, Reason, fault};
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use gvt_defs::{GgttAddr, PAGE_SIZE, PpgttAddr, mi};
@@ -76,7 +76,7 @@ fn lead(audit: &mut Audit<'_>, pending: &Pending, to: GgttAddr, arena: &mut [u32
     match pending.place {
         Place::Arena(at) => redirect(arena.get_mut(at as usize..).unwrap_or_default(), to),
         Place::Ring(at) => {
-            let full = AuditFault { offset: at, header: 0, reason: Reason::TooManyBatches };
+            let full = AuditFault { offset: at, header: 0, reason: Reason::TooManyBatches, part: Part::Ring };
             audit.patches.try_push((at, to)).map_err(|_| full)?;
         }
     }
@@ -100,8 +100,9 @@ fn copy(
     arena.resize(start, 0);
     let mut walked = 0;
     loop {
-        read(source, pending.target, start, arena, limit)?;
-        let progress = audit.walk(arena.get_mut(start..).unwrap_or_default(), walked, stream)?;
+        let here = |fault: AuditFault| fault.within(stream.part());
+        read(source, pending.target, start, arena, limit).map_err(here)?;
+        let progress = audit.walk(arena.get_mut(start..).unwrap_or_default(), walked, stream).map_err(here)?;
         walked = progress.at;
         if progress.ended {
             arena.truncate(start + walked);

@@ -65,6 +65,42 @@ pub struct AuditFault {
     pub header: u32,
     /// What is wrong with it.
     pub reason: Reason,
+    /// Where it stands.
+    pub part: Part,
+}
+
+/// A part of a submission.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// The ring.
+    Ring,
+    /// A batch in the global space.
+    Batch,
+    /// A batch of a process.
+    ProcessBatch,
+    /// The batch that runs at each restore (INDIRECT_CTX), or the one after it (BB_PER_CTX_PTR).
+    Workaround,
+    /// The context image.
+    Image,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ring => "the ring",
+            Self::Batch => "a privileged batch",
+            Self::ProcessBatch => "a process batch",
+            Self::Workaround => "a workaround batch",
+            Self::Image => "the context image",
+        })
+    }
+}
+
+impl AuditFault {
+    const fn within(mut self, part: Part) -> Self {
+        self.part = part;
+        self
+    }
 }
 
 impl fmt::Display for AuditFault {
@@ -80,7 +116,12 @@ impl fmt::Display for AuditFault {
             Reason::TooLong => "batch too long",
             Reason::Unmapped => "batch in unmapped memory",
         };
-        write!(f, "{reason}: {:#010x} at dword {:#x}", self.header, self.offset)
+        write!(f, "{reason}: {:#010x} at dword {:#x} of {}", self.header, self.offset, self.part)?;
+        match (self.reason, self.header >> 29) {
+            (Reason::Unknown, 3) => write!(f, ", 3D or media opcode {:#06x}", self.header >> 16),
+            (Reason::Unknown, 0) => write!(f, ", MI opcode {:#04x}", gvt_defs::mi::opcode(self.header)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -154,9 +195,10 @@ impl<'a> Audit<'a> {
     /// # Errors
     /// The first command that must not run, or no end in `dwords`.
     pub fn per_context(&mut self, dwords: &mut [u32]) -> Result<usize, AuditFault> {
-        let progress = self.walk(dwords, 0, Stream::PerContext)?;
+        let here = |fault: AuditFault| fault.within(Part::Workaround);
+        let progress = self.walk(dwords, 0, Stream::PerContext).map_err(here)?;
         if !progress.ended {
-            return Err(fault(dwords, progress.at, Reason::Truncated));
+            return Err(here(fault(dwords, progress.at, Reason::Truncated)));
         }
         walk::leave_arbitration_on(self.tables, dwords.get_mut(..progress.at).unwrap_or_default());
         Ok(progress.at)
@@ -216,16 +258,17 @@ impl<'a> Audit<'a> {
 
     /// Walks a buffer that must hold whole commands.
     fn whole(&mut self, dwords: &mut [u32], stream: Stream<'_>) -> Result<Progress, AuditFault> {
-        let progress = self.walk(dwords, 0, stream)?;
+        let here = |fault: AuditFault| fault.within(stream.part());
+        let progress = self.walk(dwords, 0, stream).map_err(here)?;
         if !progress.ended && progress.at < dwords.len() {
-            return Err(fault(dwords, progress.at, Reason::Truncated));
+            return Err(here(fault(dwords, progress.at, Reason::Truncated)));
         }
         Ok(progress)
     }
 }
 
 fn fault(dwords: &[u32], at: usize, reason: Reason) -> AuditFault {
-    AuditFault { offset: at as u32, header: dwords.get(at).copied().unwrap_or(0), reason }
+    AuditFault { offset: at as u32, header: dwords.get(at).copied().unwrap_or(0), reason, part: Part::Ring }
 }
 
 /// Dwords in a cache line: copies begin at one.

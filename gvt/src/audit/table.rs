@@ -2,7 +2,7 @@
 //! `gvt_defs::command`. A walk loads one rule a command and takes the length from bits of the header.
 
 use gvt_defs::command::{self, Command, Length};
-use gvt_defs::{Engine, gfx, mi};
+use gvt_defs::{Engine, gfx, mi, opcodes};
 
 /// What the audit does with a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -188,53 +188,57 @@ const fn blt_rules() -> [Rule; 128] {
 /// Sub-type, opcode and sub-opcode: 2 + 3 + 8 bits.
 const GFX: usize = 1 << 13;
 
+/// Rules for the listed opcodes; the others are unknown.
 #[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
-const fn render_rules() -> [Rule; GFX] {
+const fn gfx_rules(engine: Engine) -> [Rule; GFX] {
+    let list = opcodes::list(engine);
     let mut rules = [Rule::UNKNOWN; GFX];
     let mut i = 0;
-    while i < GFX {
-        let key = 0x6000 | i as u32;
-        let width = match i >> 11 {
-            1 => 0,
-            2 if key != gfx::GPGPU_WALKER => 16,
-            3 if key == gfx::SO_DECL_LIST
-                || (key >= gfx::BINDING_TABLE_EDIT_VS && key <= gfx::BINDING_TABLE_EDIT_PS) =>
-            {
-                9
-            }
-            _ => 8,
-        };
-        let kind = if key == gfx::PIPE_CONTROL { Kind::PipeControl } else { Kind::Plain };
-        rules[i] = Rule::new(kind, width);
+    while i < list.len() {
+        let (mut key, last) = list[i];
+        while key <= last {
+            let width = if matches!(engine, Engine::Rcs) { render_width(key) } else { media_width(key) };
+            let kind =
+                if matches!(engine, Engine::Rcs) && key == gfx::PIPE_CONTROL { Kind::PipeControl } else { Kind::Plain };
+            rules[key as usize % GFX] = Rule::new(kind, width);
+            key += 1;
+        }
         i += 1;
     }
     rules
 }
 
-#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
-const fn media_rules() -> [Rule; GFX] {
-    let mut rules = [Rule::UNKNOWN; GFX];
-    let mut i = 0;
-    while i < GFX {
-        let width = match i >> 11 {
-            1 => 0,
-            2 => 12,
-            _ => 8,
-        };
-        rules[i] = Rule::new(Kind::Plain, width);
-        i += 1;
+/// The sub-type: 0 to 3.
+const fn sub_type(key: u32) -> u32 {
+    key >> 11 & 3
+}
+
+const fn render_width(key: u32) -> u16 {
+    match sub_type(key) {
+        1 => 0,
+        2 if key != gfx::GPGPU_WALKER => 16,
+        3 if key == gfx::SO_DECL_LIST || (key >= gfx::BINDING_TABLE_EDIT_VS && key <= gfx::BINDING_TABLE_EDIT_PS) => 9,
+        _ => 8,
     }
-    rules
+}
+
+const fn media_width(key: u32) -> u16 {
+    match sub_type(key) {
+        1 => 0,
+        2 => 12,
+        _ => 8,
+    }
 }
 
 static BLT: [Rule; 128] = blt_rules();
-static RENDER_GFX: [Rule; GFX] = render_rules();
-static MEDIA_GFX: [Rule; GFX] = media_rules();
+static RENDER_GFX: [Rule; GFX] = gfx_rules(Engine::Rcs);
+static VIDEO_GFX: [Rule; GFX] = gfx_rules(Engine::Vcs0);
+static ENHANCE_GFX: [Rule; GFX] = gfx_rules(Engine::Vecs);
 
 static RENDER: Tables = Tables { mi: mi_rules(Engine::Rcs), blt: &[], gfx: &RENDER_GFX };
 static BLITTER: Tables = Tables { mi: mi_rules(Engine::Bcs), blt: &BLT, gfx: &[] };
-static VIDEO: Tables = Tables { mi: mi_rules(Engine::Vcs0), blt: &[], gfx: &MEDIA_GFX };
-static ENHANCE: Tables = Tables { mi: mi_rules(Engine::Vecs), blt: &[], gfx: &MEDIA_GFX };
+static VIDEO: Tables = Tables { mi: mi_rules(Engine::Vcs0), blt: &[], gfx: &VIDEO_GFX };
+static ENHANCE: Tables = Tables { mi: mi_rules(Engine::Vecs), blt: &[], gfx: &ENHANCE_GFX };
 
 impl Tables {
     pub(super) fn of(engine: Engine) -> &'static Self {
@@ -288,6 +292,7 @@ mod tests {
                 let rule = Tables::of(engine).rule(header);
                 let known = match header >> 29 {
                     0 => command::mi_command(header).is_some_and(|c| c.engines.has(engine)),
+                    3 => opcodes::known(engine, header),
                     _ => command::length(engine, header).is_some(),
                 };
                 assert_eq!(rule != Rule::UNKNOWN, known, "{engine:?} {header:#x}");

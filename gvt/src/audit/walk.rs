@@ -3,7 +3,7 @@
 use super::batch::{Pending, Place, Target};
 use super::registers::{self, ContextRegisters, Policy};
 use super::table::{COMMON, Kind, Tables};
-use super::{Audit, AuditFault, Reason, fault};
+use super::{Audit, AuditFault, Part, Reason, fault};
 use gvt_defs::gfx::pipe_control;
 use gvt_defs::pte::strip;
 use gvt_defs::{Engine, GgttAddr, PAGE_SIZE, mi, ring};
@@ -63,6 +63,17 @@ enum Space {
 impl Stream<'_> {
     fn is_user(&self) -> bool {
         matches!(self, Self::User(..))
+    }
+
+    /// What a fault in it is said to be in.
+    pub(super) const fn part(&self) -> Part {
+        match self {
+            Self::Ring => Part::Ring,
+            Self::Batch(..) => Part::Batch,
+            Self::User(..) => Part::ProcessBatch,
+            Self::Indirect | Self::PerContext => Part::Workaround,
+            Self::Image(_) => Part::Image,
+        }
     }
 }
 

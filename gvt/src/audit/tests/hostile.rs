@@ -172,7 +172,7 @@ fn malformed_streams_are_refused() {
     // Add-offset would move a start that was checked.
     assert_eq!(reason(Engine::Rcs, &[START | mi::BB_ADD_OFFSET, MINE, 0]), Some(Reason::Forbidden));
     let text = std::format!("{fault}");
-    assert_eq!(text, "command runs past the end: 0x7000ffff at dword 0x1");
+    assert_eq!(text, "command runs past the end: 0x7000ffff at dword 0x1 of the ring");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod kept;
+mod opcodes;
 
 use super::*;
 use gvt_defs::context::{DWORDS, RING_CONTEXT_DWORDS, layout};
