@@ -306,6 +306,7 @@ fn render_length(header: u32) -> u32 {
         {
             (header & 0x1FF) + 2
         }
+        3 if matches!(gfx::key(header), gfx::DX9_CONSTANTF_VS | gfx::DX9_CONSTANTF_PS) => (header & 0x7FF) + 2,
         _ => (header & 0xFF) + 2,
     }
 }
@@ -349,6 +350,7 @@ mod tests {
         assert_eq!(rcs(0x680B_0001), Some(1));
         assert_eq!(rcs(0x6101_0011), Some(19));
         assert_eq!(rcs(0x7917_007F | 0x100), Some(0x181));
+        assert_eq!(rcs(0x7839_0401), Some(0x403));
         assert_eq!(rcs(0x7105_0500 | 0xD), Some(15));
         assert_eq!(rcs(0x7000_0007), Some(9));
         // FLUSH_DW has flags in bits 7 and 8.

@@ -19,6 +19,9 @@ pub const MEDIA_OBJECT_WALKER: u32 = 0x7103;
 pub const GPGPU_WALKER: u32 = 0x7105;
 pub const MEDIA_OBJECT_GRPID: u32 = 0x7106;
 pub const SO_DECL_LIST: u32 = 0x7917;
+/// 3DSTATE_DX9_CONSTANTF_*: their length field has 11 bits (i915's command parser and GVT-g agree).
+pub const DX9_CONSTANTF_VS: u32 = 0x7839;
+pub const DX9_CONSTANTF_PS: u32 = 0x783A;
 pub const BINDING_TABLE_EDIT_VS: u32 = 0x7843;
 pub const BINDING_TABLE_EDIT_PS: u32 = 0x7847;
 pub const PIPE_CONTROL: u32 = 0x7A00;

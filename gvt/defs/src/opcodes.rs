@@ -40,8 +40,9 @@ pub const RENDER: [(u32, u32); 28] = [
 ];
 
 /// The video engines; sorted. MFX has its sub-opcode in bits 23:16, the later units in bits 22:16 with bit 23 set.
-pub const VIDEO: [(u32, u32); 38] = [
-    (0x6800, 0x6800), // MFX_WAIT
+/// MFX_WAIT is not here: it is one dword whose length field says otherwise, and parsers do not agree about it. Processes
+/// use it in batches that nobody reads.
+pub const VIDEO: [(u32, u32); 37] = [
     (0x7000, 0x7004), // MFX pipe mode, surface, buffers, indirect objects, BSP buffers
     (0x7006, 0x7008), // MFX_STATE_POINTER, QM, FQM
     (0x7029, 0x7029), // MFD_IT_OBJECT

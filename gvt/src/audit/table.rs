@@ -218,6 +218,7 @@ const fn render_width(key: u32) -> u16 {
         1 => 0,
         2 if key != gfx::GPGPU_WALKER => 16,
         3 if key == gfx::SO_DECL_LIST || (key >= gfx::BINDING_TABLE_EDIT_VS && key <= gfx::BINDING_TABLE_EDIT_PS) => 9,
+        3 if key == gfx::DX9_CONSTANTF_VS || key == gfx::DX9_CONSTANTF_PS => 11,
         _ => 8,
     }
 }

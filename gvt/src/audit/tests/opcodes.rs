@@ -139,3 +139,22 @@ fn unknown_opcodes_refuse_the_submission() {
     let line = "unknown command: 0x7fff0000 at dword 0x1 of the ring, 3D or media opcode 0x7fff";
     assert_eq!(std::format!("{fault}"), line);
 }
+
+/// Longer than eight bits can say: the rest of it would be taken for commands, and real ones for its payload.
+#[test]
+fn long_constants_are_stepped_over_whole() {
+    for key in [0x7839, 0x783A] {
+        let mut stream = vec![SDI | GGTT; 0x102];
+        stream[0] = key << 16 | 0x100;
+        assert_eq!(ring(Engine::Rcs, &stream).unwrap().1.commands, 1);
+        // Behind it the hardware executes, whatever stands there.
+        stream.extend([SDI | GGTT, PRISM, 0, 1]);
+        let fault = ring(Engine::Rcs, &stream).unwrap_err();
+        assert_eq!((fault.reason, fault.offset), (Reason::Address, 0x102));
+        // Had only eight bits counted, this store would have been the payload of a long state command.
+        let mut hidden = vec![0; 0x102];
+        (hidden[0], hidden[2]) = (key << 16 | 0x100, 0x7808_00FF);
+        hidden.extend([SDI | GGTT, PRISM, 0, 1]);
+        assert_eq!(reason(Engine::Rcs, &hidden), Some(Reason::Address));
+    }
+}
