@@ -1,6 +1,10 @@
 //! Preparing a context: what the guest refers to is copied once, the copy is audited, and the copy is what runs
 //! (design D7).
 
+mod follow;
+
+pub(super) use follow::distance;
+
 use super::{POOL_SHARE, Scratch};
 use crate::audit::{Audit, AuditFault, ContextRegisters, Reason, Source, Summary};
 use crate::gpu::pool::{Block, Pool};
@@ -124,7 +128,8 @@ impl<W: Hw> Desk<'_, W> {
         let (pin, copied) = self.build(slot, &part)?;
         self.vgpu.engines.get_mut(self.engine).preparing = None;
         let again = copied.resume.map(Again::At);
-        let work = Work { slot, pin, tail: copied.tail, place: Place::Waiting, resubmit: false, again };
+        let (head, tail) = (part.head, copied.tail);
+        let work = Work { slot, pin, head, tail, place: Place::Waiting, resubmit: false, again };
         self.vgpu.engines.get_mut(self.engine).work = Some(work);
         Ok(copied.mirrored)
     }
@@ -154,50 +159,6 @@ impl<W: Hw> Desk<'_, W> {
                 Err(refusal)
             }
         }
-    }
-
-    /// Follows the tail of the context that is active.
-    pub(super) fn extend(&mut self) -> Result<Mirrored, Refusal> {
-        let virt = self.vgpu.engines.get(self.engine);
-        let Some(work) = &virt.work else { return Ok(Mirrored::new()) };
-        if work.again.is_some() {
-            // All that the guest has added by then is taken when what runs is done.
-            return Ok(Mirrored::new());
-        }
-        let (slot, from) = (work.slot, work.tail);
-        let Some(shadow) = virt.slot(slot) else { return Ok(Mirrored::new()) };
-        let lrca = shadow.lrca;
-        let mut page = [0u32; RING_CONTEXT_DWORDS];
-        self.read_ggtt(GgttAddr(lrca.0 + context::REGISTER_PAGE), &mut page)?;
-        let part = RingPart::parse(self.engine, &page).map_err(Refusal::Malformed)?;
-        let same_ring = self.slot_mut(slot).is_some_and(|shadow| shadow.guest_ring == (part.start, part.bytes));
-        if !same_ring {
-            return Err(Refusal::Malformed("its ring moved while it ran"));
-        }
-        if part.tail == from {
-            return Ok(Mirrored::new());
-        }
-        let copied = match self.copy_ring(slot, part.pml4, (from, part.tail)) {
-            Ok(copied) => copied,
-            // No room beside what is running: from the start again, once that is done.
-            Err(Refusal::NoRoom) => {
-                if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
-                    work.again = Some(Again::AtHead);
-                }
-                return Ok(Mirrored::new());
-            }
-            Err(refusal) => return Err(refusal),
-        };
-        let virt = self.vgpu.engines.get_mut(self.engine);
-        if let Some(shadow) = virt.slots.get(slot).and_then(Option::as_ref) {
-            shadow.set_tail(self.host, copied.tail);
-        }
-        if let Some(work) = &mut virt.work {
-            work.tail = copied.tail;
-            work.again = copied.resume.map(Again::At);
-            work.resubmit = work.place == Place::Hardware;
-        }
-        Ok(copied.mirrored)
     }
 
     /// Takes pages of the mediator's space within the vGPU's share; contexts that nobody needs make room.

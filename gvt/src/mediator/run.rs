@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::{Action, Cause, Report};
 use crate::trace::Note;
-use crate::vgpu::execlist::{Again, Patience, Place, patience};
+use crate::vgpu::execlist::{Again, Patience, Place, Work, patience};
 use gvt_defs::execlist::{CsbEntry, Descriptor};
 use gvt_defs::{Engine, Nanos, event, ring};
 
@@ -97,17 +97,21 @@ impl<W: Hw> Gvt<W> {
         work.place = Place::Waiting;
         work.resubmit = false;
         let (slot, tail) = (work.slot, work.tail);
-        let Some(shadow) = virt.slot_mut(slot) else { return };
+        let Some(shadow) = virt.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         shadow.newer = true;
         let left = shadow.left(host);
+        work.head = left.head;
+        let anew = work.is_to_leave();
         virt.last = Some(slot);
+        let pending = virt.pending.is_some();
         self.correct(run, engine, left.clock, now);
-        let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
-        let virt = vgpu.engines.get(engine);
-        if left.head == tail && !left.in_batch {
+        let all = !anew || self.guest_tail(host, run.vgpu, engine) == Some(tail);
+        if left.head == tail && !left.in_batch && all {
             self.complete(host, run.vgpu, engine, now);
-        } else if virt.pending.is_some() {
+        } else if pending {
             self.give_way(host, run.vgpu, engine, now);
+        } else if anew {
+            self.take_anew(host, run.vgpu, engine, now);
         }
     }
 
@@ -138,7 +142,7 @@ impl<W: Hw> Gvt<W> {
             }
         }
         vgpu.gtt.ppgtt.release(host, work.pin);
-        if work.again.is_some() {
+        if matches!(work.again, Some(Again::At(_) | Again::AtHead)) {
             return self.start(host, index, engine, now);
         }
         let virt = vgpu.engines.get_mut(engine);
@@ -223,7 +227,7 @@ impl<W: Hw> Gvt<W> {
         }
         let Some(vgpu) = self.vgpu_mut(run.vgpu) else { return };
         let virt = vgpu.engines.get_mut(engine);
-        if virt.pending.is_some() {
+        if virt.pending.is_some() || virt.work.as_ref().is_some_and(Work::is_to_leave) {
             return self.ask(host, engine, now);
         }
         if let Some(work) = &mut virt.work
@@ -341,11 +345,14 @@ impl<W: Hw> Gvt<W> {
                 }
             }
             let Some(run) = self.gpu.engines.get(engine).run else { continue };
-            if !self.others_wait(run.vgpu, engine) {
+            if !self.is_waited_for(run.vgpu, engine) {
                 continue;
             }
             match run.asked {
-                None if self.slice_over(engine, now) && self.gives_up(run.vgpu, engine, now) => {
+                None if self.others_wait(run.vgpu, engine)
+                    && self.slice_over(engine, now)
+                    && self.gives_up(run.vgpu, engine, now) =>
+                {
                     if let Some(vgpu) = self.vgpu_mut(run.vgpu) {
                         vgpu.stats.engine_mut(engine).preemptions += 1;
                     }
@@ -358,6 +365,12 @@ impl<W: Hw> Gvt<W> {
                 _ => {}
             }
         }
+    }
+
+    /// Whether somebody waits for what a vGPU runs to leave: another vGPU, or its own guest, who has changed what is
+    /// copied of the running context (design D16).
+    fn is_waited_for(&self, index: usize, engine: Engine) -> bool {
+        self.others_wait(index, engine) || self.vgpu(index).is_some_and(|vgpu| vgpu.engines.get(engine).changed())
     }
 
     /// A vGPU begins to wait for an engine. Until somebody does, an engine may take as long as it likes to reach an
@@ -421,7 +434,7 @@ impl<W: Hw> Gvt<W> {
                 at(self.kept_until(kept).0);
             }
             let Some(run) = phys.run else { continue };
-            if !self.others_wait(run.vgpu, engine) {
+            if !self.is_waited_for(run.vgpu, engine) {
                 continue;
             }
             let since = phys.slice.map_or(run.since, |(_, since)| since);

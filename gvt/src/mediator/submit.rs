@@ -2,7 +2,7 @@
 
 use super::Gvt;
 use super::access::Piece;
-use super::desk::{Desk, Mirrored, Refusal, flush_owned, read_dwords};
+use super::desk::{Desk, Mirrored, Refusal, distance, flush_owned, read_dwords};
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
@@ -10,7 +10,7 @@ use crate::trace::Note;
 use crate::vgpu::execlist::List;
 use gvt_defs::context;
 use gvt_defs::execlist::CsbEntry;
-use gvt_defs::{Engine, GgttAddr, Nanos};
+use gvt_defs::{Engine, GgttAddr, Nanos, ring};
 
 /// Frames of shadow tables that may wait for a flush before one is made for their sake.
 const RETIRED_MAX: usize = 64;
@@ -76,20 +76,26 @@ impl<W: Hw> Gvt<W> {
     }
 
     /// Whether the tail of the context that is active lies before what was copied of its ring. Drivers ask for a full
-    /// restore then, and also where it has not moved; the latter needs no more than any new tail does.
-    fn tail_went_back(&mut self, host: &mut dyn Host, index: usize, engine: Engine) -> bool {
+    /// restore then, and what waits for that is told so. (Without that wish the copy waits as well, but the guest hears
+    /// of a light one.)
+    fn tail_went_back(&self, host: &mut dyn Host, index: usize, engine: Engine) -> bool {
         let Some(vgpu) = self.vgpu(index) else { return false };
+        let Some(work) = &vgpu.engines.get(engine).work else { return false };
+        let Some(shadow) = vgpu.engines.get(engine).slot(work.slot) else { return false };
+        let (_, bytes) = shadow.guest_ring;
+        let Some(tail) = self.guest_tail(host, index, engine) else { return true };
+        distance(work.tail, tail, bytes) > bytes / 2
+    }
+
+    /// The tail that the guest's image says of the context that is active.
+    pub(super) fn guest_tail(&self, host: &mut dyn Host, index: usize, engine: Engine) -> Option<u32> {
+        let vgpu = self.vgpu(index)?;
         let virt = vgpu.engines.get(engine);
-        let Some(work) = &virt.work else { return false };
-        let Some(shadow) = virt.slot(work.slot) else { return false };
+        let shadow = virt.slot(virt.work.as_ref()?.slot)?;
         let at = shadow.lrca.0.wrapping_add(context::REGISTER_PAGE + 4 * context::value::RING_TAIL as u32);
         let mut tail = [0];
-        if !read_dwords(host, &vgpu.gtt, GgttAddr(at), &mut tail) {
-            return true;
-        }
-        let [tail] = tail;
-        let (_, bytes) = shadow.guest_ring;
-        tail.wrapping_sub(work.tail) & bytes.wrapping_sub(1) > bytes / 2
+        let [tail] = read_dwords(host, &vgpu.gtt, GgttAddr(at), &mut tail).then_some(tail)?;
+        Some(tail & ring::TAIL_ADDR_MASK)
     }
 
     /// A sync point (design D6). The guest's page tables have been followed by now, in parts (`mmio_store`): what it has
@@ -138,6 +144,19 @@ impl<W: Hw> Gvt<W> {
         let registers = registers.get(engine);
         let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
         match desk.extend() {
+            Ok(mirrored) => self.mirror(host, index, mirrored, now),
+            Err(refusal) => self.refuse(index, engine, refusal),
+        }
+    }
+
+    /// The context that is active has left the hardware, and its ring is not what was copied: it is copied again from
+    /// where the hardware stopped.
+    pub(super) fn take_anew(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        let Self { gpu, vgpus, scratch, registers, .. } = self;
+        let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        let registers = registers.get(engine);
+        let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
+        match desk.rebuild() {
             Ok(mirrored) => self.mirror(host, index, mirrored, now),
             Err(refusal) => self.refuse(index, engine, refusal),
         }

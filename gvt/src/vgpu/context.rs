@@ -158,6 +158,8 @@ pub(crate) fn build_ring_part(engine: Engine, part: &RingPart, to: Redirect, pag
 pub(crate) struct Left {
     pub(crate) head: u32,
     pub(crate) in_batch: bool,
+    /// That batch is a copy in the arena.
+    pub(crate) in_copy: bool,
     /// CTX_TIMESTAMP, which runs while the context does.
     pub(crate) clock: u32,
 }
@@ -188,9 +190,12 @@ impl ShadowContext {
     pub(crate) fn left(&self, host: &mut dyn Host) -> Left {
         let mut page = [0u32; RING_CONTEXT_DWORDS];
         self.image.read(host, context::REGISTER_PAGE, &mut page);
+        let in_batch = at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0;
         Left {
             head: at(&page, value::RING_HEAD) & ring::HEAD_ADDR_MASK,
-            in_batch: at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0,
+            in_batch,
+            // Only copies run with privilege: `RingPart::parse` takes nothing else from a guest.
+            in_copy: in_batch && at(&page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0,
             clock: at(&page, value::CTX_TIMESTAMP),
         }
     }

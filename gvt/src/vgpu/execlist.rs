@@ -62,6 +62,8 @@ pub(crate) struct Work {
     pub(crate) slot: usize,
     /// Holds its page-table root in the shadow page tables.
     pub(crate) pin: Pin,
+    /// The last head known from an image that the hardware had left: it executes nothing before that.
+    pub(crate) head: u32,
     /// The guest's ring is copied up to here.
     pub(crate) tail: u32,
     /// Where it is.
@@ -72,13 +74,33 @@ pub(crate) struct Work {
     pub(crate) again: Option<Again>,
 }
 
+impl Work {
+    /// Whether the hardware has to leave it so that its ring can be copied again.
+    pub(crate) fn is_to_leave(&self) -> bool {
+        matches!(self.again, Some(Again::OnceOut(_)))
+    }
+}
+
 /// Where the guest's ring goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Again {
     /// Where the hardware stopped.
     AtHead,
+    /// The same, but the hardware has to leave what it runs of it first: what the guest has there now is not what was
+    /// copied (design D16).
+    OnceOut(Limit),
     /// At this offset; the hardware stopped at a no-op put behind it.
     At(u32),
+}
+
+/// Whether a context that has to leave for the sake of its own guest has a deadline (design D13).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Limit {
+    /// While others wait: its tail has not moved. (i915's heartbeat submits a batch that takes long like that, and lets
+    /// it run for seconds.)
+    Others,
+    /// In any case: its tail went back.
+    Always,
 }
 
 /// The state of one virtual engine.
@@ -134,6 +156,13 @@ impl VirtEngine {
     /// Whether it has a context for the hardware.
     pub(crate) fn waiting(&self) -> bool {
         !self.failed && self.work.as_ref().is_some_and(|work| work.place == Place::Waiting)
+    }
+
+    /// Whether its guest waits for the context that is on the hardware to leave, so that it is copied again.
+    pub(crate) fn changed(&self) -> bool {
+        let same = |(list, active): (&List, &List)| list.first().same_context(active.current());
+        self.work.as_ref().is_some_and(|work| work.again == Some(Again::OnceOut(Limit::Always)))
+            || self.pending.as_ref().zip(self.active.as_ref()).is_some_and(same)
     }
 
     /// Whether its guest has given it something to do.

@@ -1,5 +1,6 @@
 //! The mediator on the software GPU, with a driver that does what i915 does.
 
+mod append;
 mod batch;
 mod bounds;
 mod fences;
