@@ -64,10 +64,15 @@ impl<W: Hw> Desk<'_, W> {
             (Change::Same, Place::Hardware) => Again::OnceOut(Limit::Others),
             (Change::Back, Place::Hardware) => Again::OnceOut(Limit::Always),
         };
+        self.wait(again);
+        Ok(Mirrored::new())
+    }
+
+    /// What the guest has there now is taken later.
+    fn wait(&mut self, again: Again) {
         if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
             work.again = Some(again);
         }
-        Ok(Mirrored::new())
     }
 
     /// Copies the ring of the context that is active again, from where the hardware left it. The context is not on the
@@ -80,7 +85,7 @@ impl<W: Hw> Desk<'_, W> {
             return Err(Refusal::Malformed("its ring changed while it ran"));
         }
         work.again = None;
-        let slot = work.slot;
+        let (slot, from) = (work.slot, work.tail);
         let Some(shadow) = virt.slot(slot) else { return Ok(Mirrored::new()) };
         let left = shadow.left(self.host);
         let part = self.same_ring(slot)?;
@@ -88,6 +93,11 @@ impl<W: Hw> Desk<'_, W> {
             Err(Refusal::NoRoom) if !left.in_copy => {
                 // Nothing in the arena is needed but the workaround buffers: all of it anew.
                 return self.start_over(slot, left.head);
+            }
+            // No room beside the batch that it stopped in. What was submitted before goes on, and then the rest.
+            Err(Refusal::NoRoom) if part.tail == from => {
+                self.wait(Again::AtHead);
+                return Ok(Mirrored::new());
             }
             copied => copied?,
         };

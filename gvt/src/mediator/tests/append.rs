@@ -147,6 +147,29 @@ fn a_batch_goes_on_when_its_ring_is_copied_again() {
     }
 }
 
+/// i915's heartbeat submits a batch that takes long again and again with the same tail; batches behind it are copied each
+/// time, and room for that comes to an end.
+#[test]
+fn a_context_submitted_again_often_in_a_copied_batch_runs_to_its_end() {
+    let mut m = Machine::new();
+    let id = m.add_vm(1);
+    let mut d = Driver::probe(&mut m, 1, id);
+    let mut c = d.context(&mut m, Engine::Bcs);
+    let flag = batch::spin_until_released(&mut d, &mut m, &c, BATCH);
+    batch::write(&mut d, &mut m, &c, BATCH + 0x10_0000, &[0; 1000]);
+    d.emit(&mut m, &mut c, &Driver::batch_start(BATCH));
+    d.emit(&mut m, &mut c, &Driver::batch_start(BATCH + 0x10_0000));
+    d.submit(&mut m, &[&c]);
+    for _ in 0..40 {
+        assert!(d.run_until(&mut m, 3_000_000, |d, _| d.ready(Engine::Bcs)));
+        m.run_for(200_000);
+        d.submit_forced(&mut m, &[&c]);
+    }
+    m.host.guest_write32(d.vm, flag, 1);
+    assert!(d.run_until(&mut m, 10_000_000, |d, _| d.idle(Engine::Bcs)), "{:?}", m.gvt.take_report());
+    assert_eq!((d.stored(&m, &c), m.gvt.take_report()), (2, None));
+}
+
 /// What waits for a context to leave has a deadline, though no other vGPU waits; a tail that has not moved has none.
 #[test]
 fn a_tail_that_went_back_waits_no_longer_than_the_deadline() {
