@@ -114,7 +114,7 @@ const COPY: [Address; 2] = [
     at(3, Space::GgttIfHeader(mi::COPY_SOURCE_GLOBAL_GTT), Access::Read),
 ];
 const START: [Address; 1] = [at(1, Space::PpgttIfHeader(mi::BB_PPGTT), Access::Execute)];
-const REPORT: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: 1 }, Access::Write)];
+const REPORT: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: mi::REPORT_DW1_GLOBAL_GTT }, Access::Write)];
 
 const fn command(
     name: &'static str,

@@ -79,6 +79,8 @@ pub const FLUSH_TLB_INVALIDATE: u32 = 1 << 18;
 pub const FLUSH_NOTIFY: u32 = 1 << 8;
 /// FLUSH_DW, second dword: the address is in the GGTT.
 pub const FLUSH_DW1_GLOBAL_GTT: u32 = 1 << 2;
+/// REPORT_PERF_COUNT, second dword: the address is in the GGTT (KBL PRM vol 2a, "Use Global GTT").
+pub const REPORT_DW1_GLOBAL_GTT: u32 = 1 << 0;
 pub const COPY_SOURCE_GLOBAL_GTT: u32 = 1 << 22;
 pub const COPY_DESTINATION_GLOBAL_GTT: u32 = 1 << 21;
 pub const ATOMIC_INLINE: u32 = 1 << 18;

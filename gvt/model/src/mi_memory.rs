@@ -74,7 +74,7 @@ impl Exec<'_> {
     /// A report of the observation counters, which all stand at zero.
     pub fn report_perf_count(&mut self, header: u32, dwords: u32) -> Flow {
         let low = self.operand(1);
-        let Some(space) = self.space(header, low & 2 != 0) else {
+        let Some(space) = self.space(header, low & mi::REPORT_DW1_GLOBAL_GTT != 0) else {
             return Flow::Next(dwords);
         };
         let address = (u64::from(self.operand(2)) << 32 | u64::from(low)) & !0x3F;

@@ -229,6 +229,20 @@ fn post_sync_writes() {
 }
 
 #[test]
+fn a_report_is_global_by_bit_0_alone() {
+    let mut rig = Rig::new();
+    let mut c = rig.context(Engine::Rcs);
+    let global = rig.ggtt_alloc(1);
+    let data = rig.map_fresh(c.root, u64::from(global), 1);
+    let report = mi::with_length(mi::REPORT_PERF_COUNT, 4);
+    rig.emit(&mut c, &[report, global | mi::REPORT_DW1_GLOBAL_GTT, 0, 7]);
+    rig.emit(&mut c, &[report, global | 2, 0, 8]);
+    rig.submit_and_run(&c);
+    assert_eq!((rig.ram.read_u32(ggtt_hpa(global)), rig.ram.read_u32(data)), (7, 8));
+    rig.no_findings();
+}
+
+#[test]
 fn unprivileged_batches_are_held_back() {
     let mut rig = Rig::new();
     let secret = rig.ggtt_alloc(1);

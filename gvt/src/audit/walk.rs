@@ -327,7 +327,7 @@ impl Audit<'_> {
         let [_, low, high, _] = command else {
             return Err(Reason::Length);
         };
-        self.access(global_if(*low & 1), *low & !63, *high, 256, stream)
+        self.access(global_if(*low & mi::REPORT_DW1_GLOBAL_GTT), *low & !63, *high, 256, stream)
     }
 
     fn copy_memory(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
