@@ -1,6 +1,6 @@
 //! MI commands that write memory.
 
-use gvt_defs::{PAGE_SIZE, mi};
+use gvt_defs::{PAGE_SIZE, mi, ring};
 
 use crate::engine::{Exec, Flow};
 use crate::translate::Space;
@@ -12,6 +12,11 @@ impl Exec<'_> {
     /// The context's status page, where "store data index" writes go.
     pub fn status_page(&self) -> u64 {
         self.state.running.map_or(0, |running| u64::from(running.lrca().0))
+    }
+
+    /// The engine's status page, where they go with the global bit.
+    pub fn engine_status_page(&self) -> u64 {
+        u64::from(self.device.ring(self.state.engine, ring::HWS_PGA) & !0xFFF)
     }
 
     pub fn store_data_imm(&mut self, header: u32, dwords: u32) -> Flow {
@@ -34,11 +39,7 @@ impl Exec<'_> {
     }
 
     pub fn store_data_index(&mut self, header: u32, dwords: u32) -> Flow {
-        let page = if header & mi::STORE_INDEX_PPHWSP != 0 || self.state.running.is_some() {
-            self.status_page()
-        } else {
-            u64::from(self.device.ring(self.state.engine, gvt_defs::ring::HWS_PGA) & !0xFFF)
-        };
+        let page = if header & mi::STORE_INDEX_PPHWSP != 0 { self.status_page() } else { self.engine_status_page() };
         let address = page + u64::from(self.operand(1) & 0xFFC);
         let data = self.operand(2);
         self.view().write_u32(Space::Global, address, data);

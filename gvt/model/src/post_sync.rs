@@ -31,7 +31,10 @@ impl Exec<'_> {
 
     fn pipe_control_write(&mut self, header: u32, flags: u32, address: u64, data: u64) {
         let (space, address) = if flags & STORE_DATA_INDEX != 0 {
-            (Space::Global, self.status_page() + (address & 0xFF8))
+            let Some(page) = self.index_page(header, flags & GLOBAL_GTT != 0) else {
+                return;
+            };
+            (Space::Global, page + (address & 0xFF8))
         } else {
             let Some(space) = self.space(header, flags & GLOBAL_GTT != 0) else {
                 return;
@@ -45,6 +48,15 @@ impl Exec<'_> {
             _ => return,
         };
         self.view().write_u64(space, address, value);
+    }
+
+    /// The page that a "store data index" counts from: the engine's with the global bit, else the context's. `None`
+    /// if an unprivileged batch asks for the engine's.
+    fn index_page(&mut self, header: u32, global: bool) -> Option<u64> {
+        match self.space(header, global)? {
+            Space::Global => Some(self.engine_status_page()),
+            Space::Process => Some(self.status_page()),
+        }
     }
 
     pub fn flush_dw(&mut self, header: u32, dwords: u32) -> Flow {
@@ -63,10 +75,13 @@ impl Exec<'_> {
 
     fn flush_dw_write(&mut self, header: u32, dwords: u32, post_sync: u32) {
         let target = self.operand64(1);
+        let global = target & u64::from(mi::FLUSH_DW1_GLOBAL_GTT) != 0;
         let (space, address) = if header & mi::FLUSH_STORE_INDEX != 0 {
-            (Space::Global, self.status_page() + (target & 0xFF8))
+            let Some(page) = self.index_page(header, global) else {
+                return;
+            };
+            (Space::Global, page + (target & 0xFF8))
         } else {
-            let global = target & u64::from(mi::FLUSH_DW1_GLOBAL_GTT) != 0;
             let Some(space) = self.space(header, global) else {
                 return;
             };

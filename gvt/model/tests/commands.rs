@@ -229,6 +229,28 @@ fn post_sync_writes() {
 }
 
 #[test]
+fn an_index_with_the_global_bit_counts_from_the_engines_status_page() {
+    let mut rig = Rig::new();
+    let status = |rig: &mut Rig, engine| ggtt_hpa(rig.get(engine, ring::HWS_PGA) & !0xFFF);
+    let mut c = rig.context(Engine::Rcs);
+    let flags = gfx::pipe_control::POST_SYNC_WRITE | gfx::pipe_control::STORE_DATA_INDEX;
+    let global = flags | gfx::pipe_control::GLOBAL_GTT;
+    rig.emit(&mut c, &[gfx::PIPE_CONTROL_HEADER, global, 0xD0, 0, 0x1111, 0]);
+    rig.emit(&mut c, &[mi::with_length(mi::STORE_DATA_INDEX, 3), 0xD8, 0x2222]);
+    rig.submit_and_run(&c);
+    let page = status(&mut rig, Engine::Rcs);
+    assert_eq!([0xD0, 0xD8].map(|o| rig.ram.read_u32(Hpa(page.0 + o))), [0x1111, 0x2222]);
+
+    let mut c = rig.context(Engine::Vcs0);
+    let flush = mi::with_length(mi::FLUSH_DW, 4) | 1 << mi::FLUSH_POST_SYNC_SHIFT | mi::FLUSH_STORE_INDEX;
+    rig.emit(&mut c, &[flush, 0xD0 | mi::FLUSH_DW1_GLOBAL_GTT, 0, 0x3333]);
+    rig.submit_and_run(&c);
+    let page = status(&mut rig, Engine::Vcs0);
+    assert_eq!(rig.ram.read_u32(Hpa(page.0 + 0xD0)), 0x3333);
+    rig.no_findings();
+}
+
+#[test]
 fn a_report_is_global_by_bit_0_alone() {
     let mut rig = Rig::new();
     let mut c = rig.context(Engine::Rcs);

@@ -294,6 +294,8 @@ impl Audit<'_> {
             return Ok(Keep);
         }
         if *header & mi::FLUSH_STORE_INDEX != 0 {
+            // With it the index would count from the engine's status page, which is the mediator's.
+            *low &= !mi::FLUSH_DW1_GLOBAL_GTT;
             return status_index(*low & !7, *high, 8);
         }
         self.access(global_if(*low & mi::FLUSH_DW1_GLOBAL_GTT), *low & !7, *high, 8, stream)
@@ -316,6 +318,8 @@ impl Audit<'_> {
             return Ok(Keep);
         }
         if *flags & pipe_control::STORE_DATA_INDEX != 0 {
+            // As for MI_FLUSH_DW: the context's status page, not the engine's.
+            *flags &= !pipe_control::GLOBAL_GTT;
             return status_index(*low & !7, *high, 8);
         }
         // The store is of eight bytes and must be aligned; bit 2 asked for the global space in earlier generations.

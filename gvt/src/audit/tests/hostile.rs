@@ -80,6 +80,12 @@ fn stores_into_the_status_page_stay_in_it() {
     assert_eq!(reason(Engine::Vcs0, &[flush, 0x1000, 0, 0, 0]), Some(Reason::Index));
     assert_eq!(reason(Engine::Vcs0, &[flush, 0xD0 | 4, 0, 0, 0]), None);
     // Never the engine's status page, which is the mediator's.
+    for engine in [Engine::Bcs, Engine::Vcs0, Engine::Vecs] {
+        let (ran, _) = ring(engine, &[flush, 0xD0 | mi::FLUSH_DW1_GLOBAL_GTT, 0, 1, 2]).unwrap();
+        assert_eq!(ran, [flush, 0xD0, 0, 1, 2], "{engine:?}");
+    }
+    let (ran, _) = ring(Engine::Rcs, &[0x7A00_0004, index | 1 << 24, 0xD0, 0, 1, 2]).unwrap();
+    assert_eq!(ran, [0x7A00_0004, index, 0xD0, 0, 1, 2]);
     let store = mi::with_length(mi::STORE_DATA_INDEX, 3);
     let (ran, _) = ring(Engine::Rcs, &[store, 0xFFFF_F040, 9]).unwrap();
     assert_eq!(ran, [store | mi::STORE_INDEX_PPHWSP, 0x40, 9]);
