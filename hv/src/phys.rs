@@ -74,6 +74,13 @@ impl Window {
     /// # Errors
     /// `OutOfWindow`, and nothing is copied.
     pub fn read(self, offset: u64, buf: &mut [u8]) -> Result<(), OutOfWindow> {
+        // Entries of page tables, mostly.
+        if let Ok(word) = <&mut [u8; 8]>::try_from(&mut *buf)
+            && let Some(value) = self.read_u64(offset)
+        {
+            *word = value.to_ne_bytes();
+            return Ok(());
+        }
         let from = pointer(self.locate(offset, buf.len() as u64)?);
         // SAFETY: 1. `locate` has checked the range against the window. 2. `Window::new` promises that it is RAM in
         // the direct map without references to it. 3. `buf` is exclusively ours and as long as the range.

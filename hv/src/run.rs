@@ -227,7 +227,7 @@ impl<E: Extension> Runner<E> {
     /// Sets the timer to the earliest thing that this CPU waits for.
     fn arm(&mut self, slice: Option<Nanos>, now: Nanos, tsc: u64) {
         let timers = self.vcpus.iter().filter_map(|vcpu| vcpu.deadline(now, tsc));
-        let vms = self.home.iter().flat_map(|vm| [vm.chipset_deadline(), vm.restart_deadline()]).flatten();
+        let vms = self.home.iter().filter_map(|vm| vm.deadline());
         let console = if self.cpu == CpuId(0) { cpus::watch_console(|| console::deadline(now)) } else { None };
         let rest = slice.into_iter().chain(self.service_deadline).chain(console);
         let earliest = timers.chain(vms).chain(rest).min();

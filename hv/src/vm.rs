@@ -351,6 +351,14 @@ impl Vm {
         self.chipset.deadline()
     }
 
+    /// When this VM wants its home CPU: for the chipset, or since it waits to start again.
+    pub(crate) fn deadline(&self) -> Option<Nanos> {
+        match self.restart_deadline() {
+            None => self.chipset_deadline(),
+            restart => self.chipset_deadline().into_iter().chain(restart).min(),
+        }
+    }
+
     /// Advances the chipset's timers if they are due.
     pub(crate) fn tick(&self, now: Nanos) {
         if self.chipset_deadline().is_some_and(|deadline| deadline <= now) {

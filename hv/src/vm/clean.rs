@@ -22,6 +22,11 @@ impl Clean {
         Self { frames: AtomicBits::new(frames), filling: Mutex::new(()) }
     }
 
+    /// Whether this frame is.
+    pub fn contains(&self, index: usize) -> bool {
+        self.frames.get(index)
+    }
+
     /// How many frames in a row are, from `first` on, of `most`.
     pub fn run(&self, first: usize, most: usize) -> usize {
         (first..first.saturating_add(most)).take_while(|index| self.frames.get(*index)).count()

@@ -107,6 +107,17 @@ impl GuestMemory {
     /// `NotRam`, and nothing is copied.
     pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
         let (slot, offset) = self.locate(gpa, buf.len() as u64).ok_or(NotRam)?;
+        if self.is_clean(slot, offset, buf.len() as u64) {
+            return slot.window.read(offset, buf).map_err(|_| NotRam);
+        }
+        self.read_first(gpa, buf)
+    }
+
+    /// The same where something may not be clean yet. Apart, so that the usual copy saves no registers for it.
+    #[cold]
+    #[inline(never)]
+    fn read_first(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
+        let (slot, offset) = self.locate(gpa, buf.len() as u64).ok_or(NotRam)?;
         self.make_clean(slot, offset, buf.len() as u64);
         slot.window.read(offset, buf).map_err(|_| NotRam)
     }
@@ -116,6 +127,16 @@ impl GuestMemory {
     /// # Errors
     /// `NotRam`, and nothing is copied.
     pub(super) fn store(&self, gpa: Gpa, data: &[u8]) -> Result<(), NotRam> {
+        let (slot, offset) = self.locate(gpa, data.len() as u64).ok_or(NotRam)?;
+        if self.is_clean(slot, offset, data.len() as u64) {
+            return slot.window.write(offset, data).map_err(|_| NotRam);
+        }
+        self.store_first(gpa, data)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_first(&self, gpa: Gpa, data: &[u8]) -> Result<(), NotRam> {
         let (slot, offset) = self.locate(gpa, data.len() as u64).ok_or(NotRam)?;
         let end = offset + data.len() as u64;
         let whole = offset.div_ceil(PAGE_SIZE)..end / PAGE_SIZE;
@@ -159,6 +180,11 @@ impl GuestMemory {
         let end = (large.saturating_add(LARGE) - slot.gpa.0).min(slot.bytes());
         self.make_clean(slot, start, end - start);
         Some(Piece { gpa: Gpa(slot.gpa.0 + start), hpa: Hpa(slot.hpa().0 + start), bytes: end - start })
+    }
+
+    /// Whether a range is clean that lies in one frame: what all is about but loaders' copies, and on each exit's path.
+    fn is_clean(&self, slot: &Slot, offset: u64, bytes: u64) -> bool {
+        offset % PAGE_SIZE + bytes <= PAGE_SIZE && self.clean.contains(slot.first + (offset / PAGE_SIZE) as usize)
     }
 
     fn make_clean(&self, slot: &Slot, offset: u64, bytes: u64) {
