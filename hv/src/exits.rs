@@ -7,7 +7,7 @@ mod msr;
 
 use core::fmt;
 
-use hv_defs::regs::Xcr0;
+use hv_defs::regs::{Cr4, Xcr0};
 use hv_defs::{Gpa, Gva, Nanos, Width};
 use hv_dev::apic::ApicBus;
 use hv_emu::{Access, Decoded, Exception, Outcome};
@@ -20,7 +20,7 @@ use crate::stats::Reason;
 use crate::vcpu::{Activity, Vcpu};
 use crate::vendor::{Direction, Event, Exit, VirtualCpu};
 use crate::vm::Fault;
-use crate::{percpu, say, time, trace};
+use crate::{percpu, say, time, trace, x86};
 
 /// Why a guest cannot go on. For programs, the name of the variant is the cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error, IntoStaticStr)]
@@ -94,6 +94,7 @@ fn act<V: VirtualCpu>(vcpu: &mut Vcpu<V>, exit: Exit, now: Nanos) -> Result<Reas
             Reason::PortString
         }
         Exit::NestedFault { gpa, direction } => nested_fault(vcpu, gpa, direction, now)?,
+        Exit::MoveToCr4 => move_to_cr4(vcpu, now),
         Exit::MoveToCr8 => move_to_cr8(vcpu, now),
         Exit::ControlRegister => Reason::ControlRegister,
         Exit::Xsetbv => xsetbv(vcpu, now),
@@ -226,21 +227,50 @@ fn msr_access<V: VirtualCpu>(vcpu: &mut Vcpu<V>, direction: Direction, now: Nano
 }
 
 fn move_to_cr8<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Reason {
-    match fetch(vcpu, now).map(|decoded| (decoded.moved_to_cr8(), decoded.len)) {
-        Ok((Some(gpr), length)) => {
-            let value = vcpu.hw.gpr(gpr);
-            if value > 15 {
-                raise(vcpu, Exception::GP);
-            } else {
-                vcpu.lapic.set_cr8(value as u8);
-                vcpu.hw.skip(length);
+    move_to_control(vcpu, 8, now, |vcpu, value| {
+        vcpu.lapic.set_cr8(u8::try_from(value).ok().filter(|value| *value <= 15)?);
+        Some(())
+    });
+    Reason::Cr8
+}
+
+/// What the CPU does at a move to CR4, but for the bits that CPUID hides: those fault.
+fn move_to_cr4<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Reason {
+    move_to_control(vcpu, 4, now, |vcpu, value| {
+        let (old, registers) = (vcpu.hw.cr4(), vcpu.hw.registers());
+        let offered = hv_defs::cpuid::offered_cr4(x86::cpuid);
+        let allowed = registers.cpl == 0 && Cr4::may_become(old, value, offered, registers.cr3, registers.efer);
+        allowed.then(|| {
+            vcpu.hw.set_cr4(value);
+            if (old ^ value) & Cr4::FLUSHES.bits() != 0 {
+                vcpu.hw.flush_tlb();
+            }
+        })
+    });
+    Reason::ControlRegister
+}
+
+/// Carries out the move to control register `number` at RIP; `set` refuses a value by `None`, which faults.
+fn move_to_control<V: VirtualCpu>(
+    vcpu: &mut Vcpu<V>,
+    number: u8,
+    now: Nanos,
+    set: impl FnOnce(&mut Vcpu<V>, u64) -> Option<()>,
+) {
+    match fetch(vcpu, now).map(|decoded| (decoded.moved_to_control(), decoded.len)) {
+        Ok((Some((to, gpr)), length)) if to == number => {
+            let wide = vcpu.hw.registers().bitness == hv_emu::Bitness::Bits64;
+            let value = vcpu.hw.gpr(gpr) & if wide { u64::MAX } else { 0xFFFF_FFFF };
+            match set(vcpu, value) {
+                Some(()) => vcpu.hw.skip(length),
+                None => raise(vcpu, Exception::GP),
             }
         }
-        Ok((None, _)) => {}
+        // The code changed under the CPU's feet: the guest runs what is there now.
+        Ok(_) => {}
         Err(Outcome::Exception(what)) => raise(vcpu, what),
         Err(_) => raise(vcpu, Exception::UD),
     }
-    Reason::Cr8
 }
 
 fn xsetbv<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Reason {

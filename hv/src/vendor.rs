@@ -117,6 +117,8 @@ pub enum Exit {
     HostNmi,
     /// The window asked for has opened.
     Window,
+    /// A move to CR4; not yet executed.
+    MoveToCr4,
     /// A move to CR8 that may open the priority window; not yet executed.
     MoveToCr8,
     /// CR8 fell below the class asked for.
@@ -225,6 +227,8 @@ pub trait VirtualCpu: Sized + Send {
     fn set_cr2(&mut self, value: u64);
     /// CR4.
     fn cr4(&self) -> u64;
+    /// Sets CR4; the value has been checked.
+    fn set_cr4(&mut self, value: u64);
     /// EFER as the guest sees it.
     fn efer(&self) -> u64;
     /// Sets EFER; the value has been checked.

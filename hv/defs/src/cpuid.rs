@@ -2,6 +2,8 @@
 //!
 //! Leaf and bit names: SDM volume 2 "CPUID", APM volume 3 appendix E, Linux `Documentation/virt/kvm/x86/cpuid.rst`.
 
+use crate::regs::Cr4;
+
 /// The four result registers.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Regs {
@@ -153,6 +155,61 @@ pub const LEAVES: &[Leaf] = &[
 /// Extended features of leaf 0xD subleaf 1 that need no MSR: XSAVEOPT, XSAVEC, XGETBV(1).
 pub const XSAVE_EXTENDED_KEPT: Bits = keep(0x7);
 
+/// A result register of CPUID.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Output {
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+/// A feature: leaf (subleaf 0), register, bit.
+pub type Feature = (u32, Output, u32);
+
+/// Which feature each bit of CR4 comes with (SDM volume 3, 2.5; APM volume 2, 3.1.3).
+/// PCE comes with every CPU, which `None` says.
+pub const CR4_FEATURES: &[(Cr4, Option<Feature>)] = &[
+    (Cr4::VME, Some((1, Output::Edx, 1))),
+    (Cr4::PVI, Some((1, Output::Edx, 1))),
+    (Cr4::TSD, Some((1, Output::Edx, 4))),
+    (Cr4::DE, Some((1, Output::Edx, 2))),
+    (Cr4::PSE, Some((1, Output::Edx, 3))),
+    (Cr4::PAE, Some((1, Output::Edx, 6))),
+    (Cr4::MCE, Some((1, Output::Edx, 7))),
+    (Cr4::PGE, Some((1, Output::Edx, 13))),
+    (Cr4::PCE, None),
+    (Cr4::OSFXSR, Some((1, Output::Edx, 24))),
+    (Cr4::OSXMMEXCPT, Some((1, Output::Edx, 25))),
+    (Cr4::UMIP, Some((7, Output::Ecx, 2))),
+    (Cr4::LA57, Some((7, Output::Ecx, 16))),
+    (Cr4::VMXE, Some((1, Output::Ecx, 5))),
+    (Cr4::FSGSBASE, Some((7, Output::Ebx, 0))),
+    (Cr4::PCIDE, Some((1, Output::Ecx, 17))),
+    (Cr4::OSXSAVE, Some((1, Output::Ecx, 26))),
+    (Cr4::SMEP, Some((7, Output::Ebx, 7))),
+    (Cr4::SMAP, Some((7, Output::Ebx, 20))),
+    (Cr4::PKE, Some((7, Output::Ecx, 3))),
+];
+
+/// The bits of CR4 that a guest may set: those whose feature it is shown. `host` executes CPUID on the host.
+pub fn offered_cr4(host: impl Fn(u32, u32) -> Regs) -> Cr4 {
+    let shown = |leaf| find(leaf, 0).map_or(Regs::default(), |row| row.apply(host(leaf, 0)));
+    let (basic, structured) = (shown(1), shown(7));
+    let offered = CR4_FEATURES.iter().filter(|(_, feature)| {
+        feature.is_none_or(|(leaf, output, bit)| {
+            let regs = if leaf == 7 { &structured } else { &basic };
+            let value = match output {
+                Output::Ebx => regs.ebx,
+                Output::Ecx => regs.ecx,
+                Output::Edx => regs.edx,
+            };
+            value >> bit & 1 != 0
+        })
+    });
+    offered.fold(Cr4::empty(), |all, (bit, _)| all | *bit)
+}
+
 /// First leaf of Prism's own block and its vendor text.
 pub const HYPERVISOR_BASE: u32 = 0x4000_0000;
 /// EBX, ECX, EDX of the base leaf, as text.
@@ -205,6 +262,17 @@ mod tests {
             let cap = if row.leaf < HYPERVISOR_BASE { MAX_BASIC } else { MAX_EXTENDED };
             assert!(row.leaf <= cap, "{:#x}", row.leaf);
         }
+    }
+
+    /// Also where the CPU has everything.
+    #[test]
+    fn cr4_offers_what_cpuid_shows() {
+        let every = CR4_FEATURES.iter().fold(Cr4::empty(), |all, (bit, _)| all | *bit);
+        assert_eq!((every, CR4_FEATURES.len()), (Cr4::all(), Cr4::all().bits().count_ones() as usize));
+        let all = Regs { eax: !0, ebx: !0, ecx: !0, edx: !0 };
+        assert_eq!(offered_cr4(|_, _| all), Cr4::all() - (Cr4::VMXE | Cr4::LA57 | Cr4::PKE));
+        let least = offered_cr4(|_, _| Regs::default());
+        assert!(least.contains(Cr4::PCE) && !least.intersects(Cr4::SMAP | Cr4::OSXSAVE));
     }
 
     #[test]

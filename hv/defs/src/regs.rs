@@ -111,6 +111,26 @@ pub const DR6_BS: u64 = 1 << 14;
 /// CR0 after RESET and INIT: ET, NW, CD.
 pub const CR0_RESET: u64 = 0x6000_0010;
 
+impl Rflags {
+    /// First bit of the I/O privilege level, which has two.
+    pub const IOPL_SHIFT: u32 = 12;
+}
+
+impl Cr4 {
+    /// What a change of makes the CPU drop its translations (SDM volume 3, 5.10.4.1).
+    pub const FLUSHES: Self = Self::PSE.union(Self::PAE).union(Self::PGE).union(Self::PCIDE).union(Self::SMEP);
+
+    /// Whether a move to CR4 may replace `old` by `new` where the bits `offered` exist (SDM volume 2B "MOV"; APM volume 2,
+    /// 3.1.3): no other bit, PAE as long as long mode is active, and PCIDE only set there, with PCID 0 in CR3.
+    pub const fn may_become(old: u64, new: u64, offered: Self, cr3: u64, efer: u64) -> bool {
+        let long = efer & Efer::LMA.bits() != 0;
+        let begins_pcid = new & !old & Self::PCIDE.bits() != 0;
+        new & !offered.bits() == 0
+            && (!long || new & Self::PAE.bits() != 0)
+            && (!begins_pcid || (long && cr3 & 0xFFF == 0))
+    }
+}
+
 impl Xcr0 {
     /// Whether XSETBV may load this value on a CPU that offers `supported` (SDM volume 1, 13.3).
     pub const fn is_valid(value: u64, supported: u64) -> bool {
@@ -126,6 +146,19 @@ impl Xcr0 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cr4_rules_of_mov() {
+        let (pae, pcide) = (Cr4::PAE.bits(), Cr4::PCIDE.bits());
+        let offered = Cr4::PAE | Cr4::PCIDE | Cr4::PGE;
+        let may = |old, new, cr3, efer| Cr4::may_become(old, new, offered, cr3, efer);
+        let lma = Efer::LMA.bits();
+        assert!(may(0, Cr4::PGE.bits(), 0, 0) && may(pae, 0, 0, 0) && may(pae, pae | pcide, 0x5000, lma));
+        assert!(may(pae | pcide, pae | pcide | Cr4::PGE.bits(), 0x5001, lma), "it is set already");
+        assert!(!may(pae, 0, 0, lma), "long mode needs PAE");
+        assert!(!may(pae, pae | pcide, 0x5001, lma) && !may(pae, pae | pcide, 0x5000, 0));
+        assert!(!may(0, Cr4::PKE.bits(), 0, 0) && !may(0, 1 << 63, 0, 0) && !may(0, 1 << 23, 0, 0));
+    }
 
     #[test]
     fn xcr0_rules_of_xsetbv() {

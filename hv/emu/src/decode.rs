@@ -18,15 +18,18 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    /// Number of the general register that a move to CR8 takes its value from.
-    pub fn moved_to_cr8(&self) -> Option<u8> {
+    /// For a move to a control register: its number, and that of the general register with the value, whose upper half
+    /// does not count outside 64-bit code.
+    pub fn moved_to_control(&self) -> Option<(u8, u8)> {
         let base = match self.instruction.code() {
             Code::Mov_cr_r32 => Register::EAX,
             Code::Mov_cr_r64 => Register::RAX,
             _ => return None,
         };
-        let number = (self.instruction.op1_register() as u32).checked_sub(base as u32)?;
-        (self.instruction.op0_register() == Register::CR8).then_some(number as u8)
+        let number = |register: Register, base: Register| (register as u32).checked_sub(base as u32);
+        let from = number(self.instruction.op1_register(), base)?;
+        let to = number(self.instruction.op0_register(), Register::CR0)?;
+        Some((to as u8, from as u8))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use crate::alu::{self, CF, Op, ZF};
 use crate::operand::{Cpu, Gpr, MAX_OPERAND, Operand, effective, general, get, linear, memory_width, set, vector};
-use crate::{Access, Bus, Decoded, Exception, Outcome, Registers, Upper, string};
+use crate::{Access, Bus, Decoded, Exception, Outcome, Registers, Upper, ports, string};
 use hv_defs::Width;
+use hv_defs::regs::Cr0;
 use iced_x86::{Mnemonic, OpKind, Register};
 
 /// Executes one instruction. On `Done`, registers, flags and RIP are what the CPU would leave.
@@ -258,6 +259,13 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
 
     /// SSE and AVX moves of at most `most` bytes between a vector register and memory.
     fn vector_move(&mut self, most: usize, upper: Upper) -> Result<()> {
+        // SDM volume 3, table 14-1: the registers may be another task's, whom the guest's kernel saves when this faults.
+        if self.regs.cr0 & Cr0::EM.bits() != 0 {
+            return Err(Exception::UD.into());
+        }
+        if self.regs.cr0 & Cr0::TS.bits() != 0 {
+            return Err(Exception::NM.into());
+        }
         let number = if self.i.op1_kind() == OpKind::Memory { 0 } else { 1 };
         if self.i.op_kind(1 - number) != OpKind::Memory {
             return Err(Stop::Unsupported);
@@ -274,6 +282,7 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
 
     fn port_in(&mut self) -> Result<()> {
         let (target, port) = (self.register(0)?, self.port_number(1)?);
+        ports::check(self, port, target.width)?;
         let value = self.bus.port_read(port, target.width);
         set(self.regs, target, u64::from(value));
         Ok(())
@@ -281,6 +290,7 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
 
     fn port_out(&mut self) -> Result<()> {
         let (source, port) = (self.register(1)?, self.port_number(0)?);
+        ports::check(self, port, source.width)?;
         self.bus.port_write(port, source.width, get(self.regs, source) as u32);
         Ok(())
     }

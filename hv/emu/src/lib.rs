@@ -10,6 +10,7 @@ mod alu;
 mod decode;
 mod execute;
 mod operand;
+mod ports;
 mod string;
 mod walk;
 
@@ -87,6 +88,8 @@ pub struct Registers {
     pub fs: Segment,
     /// GS.
     pub gs: Segment,
+    /// Task register.
+    pub tr: Segment,
 }
 
 impl Registers {
@@ -145,7 +148,7 @@ pub enum Upper {
 /// An exception to inject into the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
-    /// Vector: 6 #UD, 12 #SS, 13 #GP, 14 #PF.
+    /// Vector: 6 #UD, 7 #NM, 12 #SS, 13 #GP, 14 #PF.
     pub vector: u8,
     /// Error code, for vectors that push one.
     pub error_code: Option<u32>,
@@ -156,6 +159,8 @@ pub struct Exception {
 impl Exception {
     /// #UD.
     pub const UD: Self = Self { vector: 6, error_code: None, cr2: None };
+    /// #NM.
+    pub const NM: Self = Self { vector: 7, error_code: None, cr2: None };
     /// #SS(0).
     pub const SS: Self = Self { vector: 12, error_code: Some(0), cr2: None };
     /// #GP(0).

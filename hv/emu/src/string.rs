@@ -3,7 +3,7 @@
 use crate::alu::{self, Op, ZF};
 use crate::execute::{Step, Stop};
 use crate::operand::{Cpu, Gpr, Location, get, linear, set};
-use crate::{Access, Bus, Exception};
+use crate::{Access, Bus, Exception, ports};
 use hv_defs::Width;
 use hv_defs::regs::Rflags;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -104,6 +104,10 @@ impl StringOp {
 
     /// One iteration; on an exception no register has changed.
     fn once<B: Bus + ?Sized>(&self, cpu: &mut Cpu<'_, B>) -> Result<(), Exception> {
+        if matches!(self.action, Action::Ins | Action::Outs) {
+            let port = get(cpu.regs, Gpr::new(RDX, Width::B2)) as u16;
+            ports::check(cpu, port, self.width)?;
+        }
         let compares = matches!(self.action, Action::Cmps | Action::Scas);
         let access = if compares { Access::Read } else { Access::Write };
         let uses_source = matches!(self.action, Action::Movs | Action::Lods | Action::Cmps | Action::Outs);

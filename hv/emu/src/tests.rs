@@ -433,20 +433,22 @@ fn real_mode_uses_segments() {
 }
 
 #[test]
-fn moves_to_cr8_are_recognised() {
-    let cases: [(&[u8], Option<u8>, u8); 5] = [
-        (&[0x44, 0x0F, 0x22, 0xC1], Some(1), 4),
-        (&[0x45, 0x0F, 0x22, 0xC4], Some(12), 4),
-        (&[0x0F, 0x22, 0xC0], None, 3),       // mov cr0, rax
-        (&[0x41, 0x0F, 0x20, 0xDC], None, 4), // mov r12, cr3
-        (&[0x44, 0x0F, 0x20, 0xC0], None, 4), // mov rax, cr8
+fn moves_to_control_registers_are_recognised() {
+    type Case = (&'static [u8], Option<(u8, u8)>, u8);
+    let cases: [Case; 6] = [
+        (&[0x44, 0x0F, 0x22, 0xC1], Some((8, 1)), 4),
+        (&[0x45, 0x0F, 0x22, 0xC4], Some((8, 12)), 4),
+        (&[0x0F, 0x22, 0xC0], Some((0, 0)), 3), // mov cr0, rax
+        (&[0x0F, 0x22, 0xE3], Some((4, 3)), 3), // mov cr4, rbx
+        (&[0x41, 0x0F, 0x20, 0xDC], None, 4),   // mov r12, cr3
+        (&[0x44, 0x0F, 0x20, 0xC0], None, 4),   // mov rax, cr8
     ];
     for (code, gpr, len) in cases {
         let mut machine = Machine::new();
         let regs = machine.long_mode();
         machine.put(regs.rip as usize, code);
         let decoded = fetch(&regs, &mut machine).unwrap();
-        assert_eq!((decoded.moved_to_cr8(), decoded.len), (gpr, len));
+        assert_eq!((decoded.moved_to_control(), decoded.len), (gpr, len));
     }
 }
 
@@ -485,5 +487,55 @@ fn pieces_are_aligned_and_complete() {
             }
             assert_eq!(at, len);
         }
+    }
+}
+
+/// Code that was swapped after the exit: a process reaches the ports that the CPU would let it reach, and no others.
+#[test]
+fn ports_want_privilege_or_a_bit_of_the_task() {
+    // out dx, al; in ax, dx; insb; rep outsd
+    let forms: [&[u8]; 4] = [&[0xEE], &[0x66, 0xED], &[0x6C], &[0xF3, 0x6F]];
+    let iopl = |level: u64| level << 12;
+    // The task's bitmap begins at 0x68 and allows ports 0x70 and 0x71; then it ends.
+    let task = Segment { base: 0x9000, limit: 0x68 + 0x1F };
+    let run = |code: &[u8], cpl: u8, rflags: u64, tr: Segment, port: u64| {
+        let mut machine = Machine::new();
+        let mut regs = machine.long_mode();
+        machine.put(0x9066, &[0x68, 0]);
+        machine.put(0x9068, &[0xFF; 0x20]);
+        machine.put(0x9068 + 0xE, &[!3]);
+        // Pages that processes may use.
+        machine.put(0x1000, &0x2007u64.to_le_bytes());
+        machine.put(0x2000, &0x87u64.to_le_bytes());
+        (regs.cpl, regs.rflags, regs.tr) = (cpl, 2 | rflags, tr);
+        (regs.gpr[2], regs.gpr[1], regs.gpr[6], regs.gpr[7]) = (port, 1, 0x3000, 0x3000);
+        let outcome = machine.run(&mut regs, code);
+        (outcome, machine.ports.len())
+    };
+    let (done, fault) = ((Outcome::Done, 1), (Outcome::Exception(Exception::GP), 0));
+    for code in forms {
+        assert_eq!(run(code, 0, 0, Segment::default(), 0x3F8), done, "{code:x?}: the kernel");
+        assert_eq!(run(code, 3, iopl(3), Segment::default(), 0x3F8), done, "{code:x?}: it may by IOPL");
+        assert_eq!(run(code, 3, iopl(2), Segment::default(), 0x3F8), fault, "{code:x?}: no bitmap");
+        assert_eq!(run(code, 3, 0, task, 0x60), fault, "{code:x?}: a set bit");
+        assert_eq!(run(code, 3, 0, task, 0x3F8), fault, "{code:x?}: past the end");
+    }
+    assert_eq!(run(forms[0], 3, 0, task, 0x70), done);
+    assert_eq!(run(forms[1], 3, 0, task, 0x70), done);
+    assert_eq!(run(forms[1], 3, 0, task, 0x71), fault, "its second byte is another port");
+    assert_eq!(run(forms[3], 3, 0, task, 0x70), fault);
+}
+
+/// A process whose vector registers are not its own yet does not get at them.
+#[test]
+fn vector_moves_want_the_registers() {
+    for (bit, exception) in [(2, Exception::UD), (3, Exception::NM)] {
+        let mut machine = Machine::new();
+        let mut regs = machine.long_mode();
+        regs.cr0 |= 1 << bit;
+        regs.gpr[0] = DEVICE;
+        // movups xmm0, [rax]
+        assert_eq!(machine.run(&mut regs, &[0x0F, 0x10, 0x00]), Outcome::Exception(exception));
+        assert!(machine.device.is_empty());
     }
 }

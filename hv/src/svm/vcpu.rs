@@ -49,7 +49,10 @@ const INTERCEPTS_2: u32 = misc2::VMRUN
     | misc2::MONITOR
     | misc2::MWAIT
     | misc2::XSETBV;
+/// Moves to CR4 exit, or guests could set what CPUID hides: PKE, say, with the CPU's one PKRU, which nothing switches.
+const CR4: u16 = 1 << 4;
 const CR8: u16 = 1 << 8;
+const MOVE_TO_CR4: u64 = 0x14;
 const MOVE_TO_CR8: u64 = 0x18;
 
 /// A virtual CPU on AMD-V.
@@ -166,6 +169,7 @@ impl VirtualCpu for SvmVcpu {
             ss: segment(&save.ss),
             fs: segment(&save.fs),
             gs: segment(&save.gs),
+            tr: segment(&save.tr),
         }
     }
 
@@ -227,6 +231,10 @@ impl VirtualCpu for SvmVcpu {
 
     fn cr4(&self) -> u64 {
         self.block.save.cr4
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.block.save.cr4 = value;
     }
 
     fn efer(&self) -> u64 {
@@ -417,7 +425,7 @@ impl SvmVcpu {
         control.event_inj = 0;
         control.vintr = vintr::V_INTR_MASKING;
         control.intercept_misc1 = INTERCEPTS_1;
-        control.intercept_cr_write = 0;
+        control.intercept_cr_write = CR4;
         control.tlb_control = defs::TLB_FLUSH_ALL;
     }
 
@@ -493,6 +501,7 @@ impl SvmVcpu {
             exit::INVD | exit::WBINVD => Exit::CacheFlush,
             exit::VMMCALL => Exit::Hypercall,
             exit::RDPMC => Exit::Rdpmc,
+            MOVE_TO_CR4 => Exit::MoveToCr4,
             MOVE_TO_CR8 => Exit::MoveToCr8,
             exit::EXCEPTION_0..=exit::EXCEPTION_31 => {
                 let vector = (code - exit::EXCEPTION_0) as u8;

@@ -401,3 +401,27 @@ fn the_user_need_not_wait() {
         vcpu.follow();
     }
 }
+
+/// A guest cannot set in CR4 what CPUID hides from it: protection keys, whose register nothing switches.
+#[test]
+fn cr4_takes_only_what_cpuid_shows() {
+    // mov cr4, eax
+    let mut vcpu = one(&[0x0F, 0x22, 0xE0]);
+    let fault = Some(Event::Exception { vector: 13, error_code: Some(0) });
+    vcpu.hw.set_gpr(0, 0xFFFF_FFFF_0000_00A0);
+    vcpu.hw.flushes = 0;
+    assert_eq!(handle(&mut vcpu, Exit::MoveToCr4), Reason::ControlRegister);
+    assert_eq!((vcpu.hw.regs.cr4, vcpu.hw.rip(), vcpu.hw.event), (0xA0, CODE + 3, None), "PAE and PGE, in 32-bit code");
+    assert_eq!(vcpu.hw.flushes, 1);
+    for hidden in [1 << 22, 1 << 12, 1 << 13, 1 << 23, 1 << 31] {
+        (vcpu.hw.regs.rip, vcpu.hw.event) = (CODE, None);
+        vcpu.hw.set_gpr(0, 0xA0 | hidden);
+        handle(&mut vcpu, Exit::MoveToCr4);
+        assert_eq!((vcpu.hw.regs.cr4, vcpu.hw.rip(), vcpu.hw.event), (0xA0, CODE, fault), "{hidden:#x}");
+    }
+    // Another instruction by now: it runs as it is.
+    vcpu.vm.write(Gpa(CODE), &[0x0F, 0x22, 0xD8]).unwrap();
+    vcpu.hw.event = None;
+    handle(&mut vcpu, Exit::MoveToCr4);
+    assert_eq!((vcpu.hw.regs.cr4, vcpu.hw.rip(), vcpu.hw.event), (0xA0, CODE, None));
+}

@@ -178,6 +178,7 @@ impl VirtualCpu for VmxVcpu {
             ss: self.segment(Segment::Ss),
             fs: self.segment(Segment::Fs),
             gs: self.segment(Segment::Gs),
+            tr: self.segment(Segment::Tr),
         }
     }
 
@@ -244,6 +245,13 @@ impl VirtualCpu for VmxVcpu {
 
     fn set_cr2(&mut self, value: u64) {
         switched::set_cr2(value);
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.write_all(&[
+            (field::GUEST_CR4, value & !CR4_OWNED | CR4_FORCED),
+            (field::CR4_READ_SHADOW, value & CR4_OWNED),
+        ]);
     }
 
     fn cr4(&self) -> u64 {

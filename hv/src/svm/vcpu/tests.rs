@@ -52,6 +52,7 @@ fn exits_become_neutral() {
         Exit::NestedFault { gpa: Gpa(0xFEE0_0300), direction: Direction::Write }
     );
     assert_eq!(exit_with(exit::VMRUN, 0, 0), Exit::Undefined);
+    assert_eq!(exit_with(0x14, 0, 0), Exit::MoveToCr4);
     assert_eq!(exit_with(0x93, 0, 0), Exit::Unknown(0x93));
     assert_eq!(exit_with(0x51, 0, 0), Exit::Exception { vector: 17, error_code: Some(0) });
 }
@@ -62,7 +63,7 @@ fn no_move_to_cr8_meets_a_virtual_interrupt_where_that_is_fatal() {
         let mut vcpu = SvmVcpu { priority_write, ..vcpu() };
         for (window, exits) in [(Window::Interrupt, exits), (Window::Closed, 0), (Window::Priority { class: 3 }, CR8)] {
             vcpu.set_window(window);
-            assert_eq!(vcpu.block.control.intercept_cr_write, exits, "{priority_write:?}, {window:?}");
+            assert_eq!(vcpu.block.control.intercept_cr_write, exits | CR4, "{priority_write:?}, {window:?}");
         }
     }
 }
@@ -114,7 +115,7 @@ fn windows_and_shadows() {
     assert_eq!(vcpu.cr8(), 5);
     vcpu.set_window(Window::Priority { class: 4 });
     assert_eq!(vcpu.block.control.intercept_misc1 & misc1::VINTR, 0);
-    assert_eq!(vcpu.block.control.intercept_cr_write, CR8);
+    assert_eq!(vcpu.block.control.intercept_cr_write, CR8 | CR4);
     vcpu.set_window(Window::Closed);
     assert_eq!(vcpu.block.control.vintr, vintr::V_INTR_MASKING | 5);
 }

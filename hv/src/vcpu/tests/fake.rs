@@ -102,6 +102,9 @@ impl VirtualCpu for FakeCpu {
     fn cr4(&self) -> u64 {
         self.regs.cr4
     }
+    fn set_cr4(&mut self, value: u64) {
+        self.regs.cr4 = value;
+    }
     fn efer(&self) -> u64 {
         self.efer
     }

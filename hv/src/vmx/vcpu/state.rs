@@ -3,7 +3,7 @@
 use hv_defs::regs::{self, Efer, Rflags};
 use hv_defs::vmx::{Segment, SegmentFields, field, rights};
 
-use super::{CR0_OWNED, CR4_FORCED, CR4_OWNED, Stale, VmxVcpu};
+use super::{CR0_OWNED, Stale, VmxVcpu};
 use crate::vendor::VirtualCpu;
 use crate::x86;
 
@@ -79,8 +79,7 @@ impl VmxVcpu {
         self.write_all(&[
             (field::GUEST_CR0, cr0 & !CR0_OWNED | regs::Cr0::NE.bits()),
             (field::CR0_READ_SHADOW, cr0 & CR0_OWNED),
-            (field::GUEST_CR4, cr4 & !CR4_OWNED | CR4_FORCED),
-            (field::CR4_READ_SHADOW, cr4 & CR4_OWNED),
         ]);
+        self.set_cr4(cr4);
     }
 }

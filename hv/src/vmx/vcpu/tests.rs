@@ -247,3 +247,10 @@ fn a_failed_entry_is_explained() {
     vcpu().describe(&mut text).unwrap();
     assert!(text.contains("GUEST_CR0=0x30") && text.contains("GUEST_CS_RIGHTS=0x9b"), "{text}");
 }
+
+/// What is hidden from guests is the same on both vendors' CPUs.
+#[test]
+fn cr4_offers_what_cpuid_shows() {
+    let all = hv_defs::cpuid::Regs { eax: !0, ebx: !0, ecx: !0, edx: !0 };
+    assert_eq!(hv_defs::cpuid::offered_cr4(|_, _| all).bits(), CR4_OFFERED);
+}
