@@ -106,6 +106,29 @@ pub(super) fn privileged(engine: Engine, offset: u32) -> Policy {
     if engine == Engine::Rcs && listed { Policy::Any } else { Policy::Denied }
 }
 
+/// Registers of an engine that commands may read though they may not write them: clocks of its own and of the context,
+/// what predicates came to. Offsets from its base, both ends inclusive; sorted.
+const READ_LOCAL: [(u32, u32); 3] = [
+    (ring::TIMESTAMP, ring::TIMESTAMP_UDW),
+    (ring::CTX_TIMESTAMP, ring::CTX_TIMESTAMP),
+    (ring::MI_PREDICATE_SRC0, ring::MI_PREDICATE_RESULT_1),
+];
+
+/// Whether the ring, privileged batches and copied batches may read the register at `offset` as the source of a command
+/// (design D20): what they may write, for that is kept per context or put back; what a render context's image may hold;
+/// clocks. Not where an engine is (ring, batch and page-table addresses are the host's), nor other engines, nor what all
+/// share.
+pub(super) fn readable(engine: Engine, offset: u32) -> bool {
+    let within = |list: &[(u32, u32)], offset| list.iter().any(|(first, last)| (*first..=*last).contains(&offset));
+    let written = !matches!(privileged(engine, offset), Policy::Denied | Policy::Refused);
+    let own = offset.checked_sub(engine.base()).is_some_and(|local| within(&READ_LOCAL, local));
+    let shared = Engine::of_register(offset).is_none();
+    written
+        || own
+        || nonpriv::allowed(engine, offset)
+        || (engine == Engine::Rcs && shared && within(&MAY_LEARN, offset))
+}
+
 /// What an unprivileged batch may do, as the hardware polices it on the other engines.
 pub(super) fn unprivileged(engine: Engine, offset: u32) -> Policy {
     if nonpriv::allowed(engine, offset) { Policy::Any } else { Policy::Denied }
@@ -278,6 +301,41 @@ mod tests {
         assert_eq!(privileged(Engine::Bcs, 0x7014), Policy::Denied);
         assert_eq!(privileged(Engine::Bcs, 0x22200), Policy::Any);
         assert_eq!(privileged(Engine::Vcs0, 0x12200), Policy::Denied);
+    }
+
+    #[test]
+    fn what_runs_an_engine_is_not_read() {
+        for engine in Engine::ALL {
+            for target in Engine::ALL {
+                for (first, last) in RUNS_ENGINE {
+                    for local in (first..=last).step_by(4) {
+                        let clock = target == engine
+                            && [ring::TIMESTAMP, ring::TIMESTAMP_UDW, ring::CTX_TIMESTAMP].contains(&local);
+                        // 0x2290 and 0x2294, the size of a dispatch, lie among them.
+                        let open = nonpriv::allowed(engine, target.base() + local);
+                        assert_eq!(
+                            readable(engine, target.base() + local),
+                            clock || open,
+                            "{engine:?} {target:?} {local:#x}"
+                        );
+                    }
+                }
+                for local in [ring::ACTHD, ring::ACTHD_UDW, ring::IPEHR, ring::IPEIR] {
+                    assert!(!readable(engine, target.base() + local), "{engine:?} {target:?} {local:#x}");
+                }
+                let other = target != engine;
+                for local in [ring::TIMESTAMP, ring::CTX_TIMESTAMP, ring::GPR, ring::NOPID] {
+                    assert_eq!(readable(engine, target.base() + local), !other, "{engine:?} {target:?} {local:#x}");
+                }
+            }
+            for offset in [0x4030, 0x4080, 0x4260, 0x941C, 0xA188, 0xC800, 0x44200, 0x10_0000, 0x10_1008, 0x7_8818] {
+                assert!(!readable(engine, offset), "{engine:?} {offset:#x}");
+            }
+        }
+        // What i915's workaround batch saves, and what Mesa and IGT store.
+        for offset in [0xB118, 0x21F0, 0x2310, 0x2350, 0x2418, 0x5200, 0x5240, 0x2600, 0x7300, 0x2248] {
+            assert!(readable(Engine::Rcs, offset), "{offset:#x}");
+        }
     }
 
     #[test]

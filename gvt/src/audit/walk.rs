@@ -198,7 +198,9 @@ impl Audit<'_> {
         // In signal mode it would wait for a signal to a context id that the hardware never sees.
         *header |= mi::SEMAPHORE_POLL;
         if poll_register {
-            return Ok(Keep);
+            // The register is the address' low half. It would wait, or go on, by what is not the guest's to know.
+            let own = registers::readable(self.engine, *low & mi::REGISTER_MASK);
+            return if own { Ok(Keep) } else { Err(Reason::Forbidden) };
         }
         self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 4, stream)
     }
@@ -241,10 +243,18 @@ impl Audit<'_> {
     }
 
     fn store_register_memory(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, _, low, high] = command else {
+        let [header, register, low, high] = command else {
             return Err(Reason::Length);
         };
-        self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 4, stream)
+        *header &= !RELATIVE;
+        let (space, address, top) = (*header & mi::GLOBAL_GTT, *low & !3, *high);
+        let verdict = self.access(global_if(space), address, top, 4, stream)?;
+        if !registers::readable(self.engine, *register & mi::REGISTER_MASK) {
+            // A command of the same length stores the zero that is read there.
+            let store = mi::with_length(mi::STORE_DATA_IMM, 4) | space;
+            command.copy_from_slice(&[store, address, top, 0]);
+        }
+        Ok(verdict)
     }
 
     fn load_register_memory(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
@@ -257,11 +267,16 @@ impl Audit<'_> {
     }
 
     fn load_register_register(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, _, register] = command else {
+        let [header, source, register] = command else {
             return Err(Reason::Length);
         };
         *header &= !RELATIVE;
-        Ok(self.any_value(*register, stream)?.unwrap_or(Keep))
+        let (source, register) = (*source & mi::REGISTER_MASK, *register);
+        let verdict = self.any_value(register, stream)?.unwrap_or(Keep);
+        if matches!(verdict, Keep) && !registers::readable(self.engine, source) {
+            command.copy_from_slice(&[mi::load_register_imm(1), register & mi::REGISTER_MASK, 0]);
+        }
+        Ok(verdict)
     }
 
     /// The verdict on a write of a value that is not known yet: `None` if it may be any.
