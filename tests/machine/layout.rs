@@ -8,9 +8,9 @@ use std::process::Command;
 /// Rows of crates, lowest first: a crate depends on lower rows only.
 const ROWS: [&[&str]; 4] = [&["hv-defs", "gvt-defs"], &["hv-dev", "hv-emu", "gvt-model"], &["hv", "gvt"], &["boot"]];
 /// Depends on what it tests and runs; nothing depends on it but the tests.
-const SIDE: [&str; 7] = ["qemu", "tests", "bare", "churn", "protocol", "smoke", "gvt-count"];
+const SIDE: [&str; 6] = ["qemu", "tests", "bare", "churn", "protocol", "smoke"];
 /// Crates with `unsafe` code in them.
-const MAY_BE_UNSAFE: [&str; 7] = ["hv", "boot", "qemu", "bare", "churn", "smoke", "gvt-count"];
+const MAY_BE_UNSAFE: [&str; 6] = ["hv", "boot", "qemu", "bare", "churn", "smoke"];
 /// Where in `qemu` it may be: the GPU process maps the emulator's memory.
 const UNSAFE_IN_QEMU: &str = "qemu/src/server/";
 

@@ -1,10 +1,10 @@
 //! A whole machine in one process: the fake hypervisor, the software GPU, the mediator, and a clock.
 
+use super::quiet::uncounted;
 use super::{FakeHost, Ram};
 use crate::host::VmId;
 use crate::hw::{Aperture, ApertureAccess, Hw};
 use crate::mediator::{Config, Gvt, VgpuConfig, VgpuId};
-use gvt_count::uncounted;
 use gvt_defs::{Hpa, Nanos, reg};
 use gvt_model::{BusError, Gpu, Memory, Profile, Progress, Width};
 use std::cell::RefCell;
