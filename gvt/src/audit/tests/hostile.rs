@@ -97,6 +97,7 @@ fn stores_into_the_status_page_stay_in_it() {
 fn registers_that_are_not_the_guests_are_read_as_zero() {
     let store = mi::with_length(mi::STORE_REGISTER_MEM, 4);
     let zero = mi::with_length(mi::STORE_DATA_IMM, 4);
+    let poll = mi::with_length(mi::SEMAPHORE_WAIT, 4) | mi::SEMAPHORE_REGISTER_POLL | mi::SEMAPHORE_POLL;
     let own = Engine::Rcs.base();
     for register in [own + ring::ACTHD, own + ring::START, own + ring::HWS_PGA, own + ring::PDP0_LDW, 0x22358, 0x44200]
     {
@@ -107,7 +108,6 @@ fn registers_that_are_not_the_guests_are_read_as_zero() {
         assert_eq!(reason(Engine::Rcs, &[store | GGTT, register, PRISM, 0]), Some(Reason::Address));
         let (ran, _) = ring(Engine::Rcs, &[LRR, register, 0x2600]).unwrap();
         assert_eq!(ran, [mi::load_register_imm(1), 0x2600, 0], "{register:#x}");
-        let poll = mi::with_length(mi::SEMAPHORE_WAIT, 4) | mi::SEMAPHORE_REGISTER_POLL | mi::SEMAPHORE_POLL;
         assert_eq!(reason(Engine::Rcs, &[poll, 0, register, 0]), Some(Reason::Forbidden));
     }
     for command in [[store | GGTT, 0x2358, MINE, 0], [store | GGTT, 0xB118, MINE, 0], [store, 0x2600, PRISM, 0x7FFF]] {
@@ -115,10 +115,10 @@ fn registers_that_are_not_the_guests_are_read_as_zero() {
     }
     // In the copy of a process's blitter batch, too: it runs with Prism's privilege.
     let at_process = u64::from(PROCESS[1]) << 32 | u64::from(PROCESS[0]);
-    let mut memory = Memory::default().process(at_process, &[store, 0x22074, 0x1000, 0, END]);
+    let mut memory = Memory::default().process(at_process, &[store, 0x22074, 0x1000, 0, poll, 0, 0x22074, 0, END]);
     let start = [START | mi::BB_PPGTT, PROCESS[0], PROCESS[1]];
     let (_, arena, _) = submission(Engine::Bcs, &start, &mut memory, 1 << 16).unwrap();
-    assert!(arena.windows(4).any(|run| run == [zero, 0x1000, 0, 0]), "{arena:x?}");
+    assert!(arena.windows(8).any(|run| run == [zero, 0x1000, 0, 0, 0, 0, 0, 0]), "{arena:x?}");
 }
 
 /// Three-level page tables: the context would run on in the space that the image names.
