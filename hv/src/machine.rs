@@ -225,3 +225,24 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_cpus_go_where_guests_may_run() {
+        let vm = |cpus: &str| {
+            let text = format!("[[vm]]\nname = \"a\"\nmemory_mib = 64\nkernel = \"k\"\nvcpus = 3\ncpus = {cpus}\n");
+            Config::parse(&text).unwrap().vm.remove(0)
+        };
+        let numbers = |cpus: Vec<CpuId>| cpus.into_iter().map(|cpu| cpu.0).collect::<Vec<_>>();
+        let mut all = Placer::new(CpuId(0), 2);
+        assert_eq!(numbers(all.place(&vm("[1, 1]"))), [1, 1, 0]);
+        assert_eq!(numbers(all.place(&vm("[]"))), [1, 0, 1]);
+        // `cpus` counts from the first that may; what there is not, is chosen.
+        let mut spared = Placer::new(CpuId(1), 3);
+        assert_eq!(numbers(spared.place(&vm("[0, 1, 2]"))), [1, 2, 1]);
+        assert_eq!(numbers(Placer::new(CpuId(1), 2).place(&vm("[1]"))), [1, 1, 1]);
+    }
+}

@@ -28,6 +28,8 @@ pub(super) const RING_DWORDS: usize = 512 * 1024 / 4;
 /// Pages of an arena: first size, and the largest.
 const ARENA_PAGES: u32 = 16;
 const ARENA_PAGES_MAX: u32 = 1024;
+/// Dwords of batches that one context may have copied: the largest arena.
+pub(super) const ARENA_DWORDS: usize = ARENA_PAGES_MAX as usize * DWORDS;
 /// Calls of `acquire` before the work left is taken as it is (parts then lead to scratch until the next sync).
 const ACQUIRES: u32 = 8;
 

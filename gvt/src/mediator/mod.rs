@@ -114,9 +114,6 @@ pub struct ApertureSlice {
     pub size: u64,
 }
 
-/// Dwords of batches that one context may have copied: the largest arena.
-const ARENA_DWORDS: usize = 1 << 20;
-
 /// Buffers that copies of guest structures pass through, allocated once: none may have to grow because of what a guest
 /// submits, which the heap might not have room for (design D18).
 struct Scratch {
@@ -268,7 +265,7 @@ impl Scratch {
         Self {
             image: Vec::with_capacity(desk::IMAGE_DWORDS),
             ring: Vec::with_capacity(desk::RING_DWORDS),
-            arena: Vec::with_capacity(ARENA_DWORDS),
+            arena: Vec::with_capacity(desk::ARENA_DWORDS),
         }
     }
 }

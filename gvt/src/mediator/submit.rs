@@ -121,13 +121,16 @@ impl<W: Hw> Gvt<W> {
         flush_owned(&mut self.gpu, vgpu, index, host);
     }
 
+    fn desk<'a>(&'a mut self, host: &'a mut dyn Host, index: usize, engine: Engine) -> Option<Desk<'a, W>> {
+        let Self { gpu, vgpus, scratch, registers, .. } = self;
+        let vgpu = vgpus.get_mut(index).and_then(Option::as_deref_mut)?;
+        Some(Desk { gpu, vgpu, scratch, registers: registers.get(engine), host, index, engine })
+    }
+
     /// Prepares the current context of the active list.
     pub(super) fn start(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
-        let Self { gpu, vgpus, scratch, registers, .. } = self;
-        let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let Some(descriptor) = vgpu.engines.get(engine).active.map(|list| list.current()) else { return };
-        let registers = registers.get(engine);
-        let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
+        let Some(mut desk) = self.desk(host, index, engine) else { return };
+        let Some(descriptor) = desk.vgpu.engines.get(engine).active.map(|list| list.current()) else { return };
         match desk.prepare(descriptor) {
             Ok(mirrored) => {
                 self.queue_up(index, engine, now);
@@ -139,10 +142,7 @@ impl<W: Hw> Gvt<W> {
 
     /// The guest moved the tail of the context that is active.
     fn follow_tail(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
-        let Self { gpu, vgpus, scratch, registers, .. } = self;
-        let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let registers = registers.get(engine);
-        let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
+        let Some(mut desk) = self.desk(host, index, engine) else { return };
         match desk.extend() {
             Ok(mirrored) => self.mirror(host, index, mirrored, now),
             Err(refusal) => self.refuse(index, engine, refusal),
@@ -152,10 +152,7 @@ impl<W: Hw> Gvt<W> {
     /// The context that is active has left the hardware, and its ring is not what was copied: it is copied again from
     /// where the hardware stopped.
     pub(super) fn take_anew(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
-        let Self { gpu, vgpus, scratch, registers, .. } = self;
-        let Some(vgpu) = vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        let registers = registers.get(engine);
-        let mut desk = Desk { gpu, vgpu, scratch, registers, host, index, engine };
+        let Some(mut desk) = self.desk(host, index, engine) else { return };
         match desk.rebuild() {
             Ok(mirrored) => self.mirror(host, index, mirrored, now),
             Err(refusal) => self.refuse(index, engine, refusal),

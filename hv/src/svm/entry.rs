@@ -28,7 +28,7 @@ pub(super) unsafe fn save_host(block: Hpa) {
 /// Between CLGI and STGI nothing can interrupt the switch. VMRUN with V_INTR_MASKING takes the guest out on a physical
 /// interrupt only if the host's IF is set, so IF is on for VMRUN, which stands in the shadow of the STI, and for the
 /// CLI that follows: at no time while FS and GS are the guest's, whatever becomes of GIF. (In QEMU other CPUs may set the
-/// first CPU's GIF: see the README. Linux' KVM had STI in this place up to 6.13; for what it costs on some CPUs see
+/// first CPU's GIF: `quirk::FirstCpu`. Linux' KVM had STI in this place up to 6.13; for what it costs on some CPUs see
 /// `SvmVcpu::requeue`.)
 ///
 /// # Safety
