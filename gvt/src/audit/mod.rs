@@ -30,7 +30,7 @@ use gvt_defs::{Engine, GgttAddr};
 use table::Tables;
 use walk::{Progress, Stream};
 
-/// Batches copied in one submission, and register writes handed back.
+/// Batches copied in one submission.
 const MANY: usize = 64;
 
 /// Why a submission is refused.
@@ -145,7 +145,6 @@ pub struct Summary {
 }
 
 /// The audit of one submission of one context.
-#[derive(Debug)]
 pub struct Audit<'a> {
     engine: Engine,
     tables: &'static Tables,
@@ -154,7 +153,7 @@ pub struct Audit<'a> {
     pending: ArrayVec<Pending, MANY>,
     /// Batch starts in the ring: dword of the header, where the copy lies.
     patches: ArrayVec<(u32, GgttAddr), MANY>,
-    dropped: ArrayVec<(u32, u32), MANY>,
+    dropped: Option<&'a mut dyn FnMut(u32, u32)>,
 }
 
 impl<'a> Audit<'a> {
@@ -167,8 +166,14 @@ impl<'a> Audit<'a> {
             summary: Summary::default(),
             pending: ArrayVec::new(),
             patches: ArrayVec::new(),
-            dropped: ArrayVec::new(),
+            dropped: None,
         }
+    }
+
+    /// Register writes of privileged code that are dropped go to `sink` with their values, as they are walked: what the
+    /// guest's CPU might as well have written through BAR0.
+    pub fn telling(self, sink: &'a mut dyn FnMut(u32, u32)) -> Self {
+        Self { dropped: Some(sink), ..self }
     }
 
     /// Audits a copy of the ring between head and tail, in one piece.
@@ -248,12 +253,6 @@ impl<'a> Audit<'a> {
     /// What was seen so far.
     pub fn summary(&self) -> &Summary {
         &self.summary
-    }
-
-    /// Register writes of privileged code that were dropped, with their values: what the guest's CPU might as well
-    /// have written through BAR0. The first few dozen; [`Summary::dropped`] counts all.
-    pub fn dropped(&self) -> &[(u32, u32)] {
-        &self.dropped
     }
 
     /// Walks a buffer that must hold whole commands.

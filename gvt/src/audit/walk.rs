@@ -297,9 +297,11 @@ impl Audit<'_> {
 
     fn drop_write(&mut self, register: u32, value: u32, stream: Stream<'_>) {
         self.summary.dropped += 1;
-        if !stream.is_user() && !matches!(stream, Stream::Image(_)) {
-            // Past a few dozen the count must do.
-            let _ = self.dropped.try_push((register, value));
+        if !stream.is_user()
+            && !matches!(stream, Stream::Image(_))
+            && let Some(dropped) = &mut self.dropped
+        {
+            dropped(register, value);
         }
     }
 

@@ -6,9 +6,9 @@ use crate::host::Host;
 use crate::hw::Hw;
 use crate::stats::Access;
 use crate::trace::Note;
-use crate::vgpu::Vgpu;
 use crate::vgpu::registers::{Handler, Policy, RegisterFile, policy};
-use gvt_defs::{Engine, Nanos, masked, reg};
+use crate::vgpu::{Vgpu, irq};
+use gvt_defs::{Engine, EngineMask, Nanos, masked, reg};
 
 /// Whether more is to be done.
 #[must_use]
@@ -176,11 +176,41 @@ impl<W: Hw> Gvt<W> {
             vgpu.switch_dirty = vgpu.switch_dirty.or(engine.mask());
         }
     }
+}
 
-    /// A register write that privileged commands of a guest make: the audit took it out of the stream.
-    pub(super) fn command_write(&mut self, host: &mut dyn Host, index: usize, offset: u32, value: u32, now: Nanos) {
-        if offset < reg::MMIO_SIZE && policy_is_storage(offset) {
-            self.write_register(host, index, Piece { offset: offset & !3, value, lanes: u32::MAX }, now);
+/// Register writes that privileged commands of a guest make and that the audit took out of the stream: its registers
+/// take them as from its CPU, each the last one, however many there are. They count at once, before the commands run,
+/// and stay if the submission is refused in the end: silicon, too, has executed what comes before a command that it
+/// cannot execute, and there is nothing in them that a store to BAR0 could not do.
+pub(super) struct Mirror {
+    file: RegisterFile,
+    engines: EngineMask,
+    shows: bool,
+}
+
+impl Mirror {
+    /// Takes a vGPU's registers until `put_back`.
+    pub(super) fn of(vgpu: &mut Vgpu) -> Self {
+        Self { file: core::mem::take(&mut vgpu.file), engines: EngineMask::NONE, shows: false }
+    }
+
+    pub(super) fn write(&mut self, offset: u32, value: u32) {
+        let value = match policy(offset) {
+            Policy::Plain => value,
+            Policy::Masked => masked::apply(self.file.get(offset), value),
+            _ => return,
+        };
+        self.file.set(offset, value);
+        let engine = crate::gpu::switch::engine_of(offset);
+        self.engines = engine.map_or(self.engines, |engine| self.engines.or(engine.mask()));
+        self.shows |= offset / 4096 == irq::PAGE;
+    }
+
+    pub(super) fn put_back(self, host: &mut dyn Host, vgpu: &mut Vgpu) {
+        vgpu.file = self.file;
+        vgpu.switch_dirty = vgpu.switch_dirty.or(self.engines);
+        if self.shows {
+            vgpu.map_irq_page(host);
         }
     }
 }
@@ -197,11 +227,6 @@ fn is_sync_point(vgpu: &Vgpu, store: &Store) -> bool {
         _ => false,
     };
     store.offset < reg::GGTT_OFFSET as u32 && pieces(store.offset, store.bytes, 0).any(|piece| syncs(piece.offset))
-}
-
-/// Whether writing a register does no more than store it.
-fn policy_is_storage(offset: u32) -> bool {
-    matches!(policy(offset), Policy::Plain | Policy::Masked)
 }
 
 /// The old value with the covered bytes replaced.

@@ -5,6 +5,7 @@ mod follow;
 
 pub(super) use follow::distance;
 
+use super::access::Mirror;
 use super::{POOL_SHARE, Scratch};
 use crate::audit::{Audit, AuditFault, ContextRegisters, Reason, Source, Summary};
 use crate::gpu::pool::{Block, Pool};
@@ -53,12 +54,8 @@ impl From<AuditFault> for Refusal {
     }
 }
 
-/// Register writes that commands make and the register file must know.
-pub(super) type Mirrored = Vec<(u32, u32)>;
-
 /// What became of a span of a ring.
 struct Copied {
-    mirrored: Mirrored,
     /// The shadow ring's tail.
     tail: u32,
     /// Where the guest's ring goes on, if not all of it was taken.
@@ -109,7 +106,7 @@ struct Buffers {
 
 impl<W: Hw> Desk<'_, W> {
     /// Copies, audits and redirects a context; it waits for the hardware then.
-    pub(super) fn prepare(&mut self, descriptor: Descriptor) -> Result<Mirrored, Refusal> {
+    pub(super) fn prepare(&mut self, descriptor: Descriptor) -> Result<(), Refusal> {
         if descriptor.addressing() != Addressing::Legacy64 {
             return Err(Refusal::Malformed("its context does not use four-level page tables"));
         }
@@ -133,7 +130,7 @@ impl<W: Hw> Desk<'_, W> {
         let (head, tail) = (part.head, copied.tail);
         let work = Work { slot, pin, head, tail, place: Place::Waiting, resubmit: false, again };
         self.vgpu.engines.get_mut(self.engine).work = Some(work);
-        Ok(copied.mirrored)
+        Ok(())
     }
 
     /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
@@ -346,19 +343,20 @@ impl<W: Hw> Desk<'_, W> {
     /// span that leads to more batches than are copied at a time is cut before the first that is too many.
     fn copy_ring(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Copied, Refusal> {
         let mut ring = core::mem::take(&mut self.scratch.ring);
+        let mut mirror = Mirror::of(self.vgpu);
         let mut pages = ARENA_PAGES;
         let mut limit = usize::MAX;
         let done = loop {
             let done = self.fetch_ring(slot, span, &mut ring).and_then(|pieces| {
                 let cut = ring.len() > limit;
                 ring.truncate(limit);
-                let mirrored = self.audit_ring(slot, pml4, &mut ring, pages)?;
+                self.audit_ring(slot, pml4, &mut ring, pages, &mut mirror)?;
                 self.place_ring(slot, pieces, &ring)?;
                 if !cut {
-                    return Ok(Copied { mirrored, tail: span.1, resume: None });
+                    return Ok(Copied { tail: span.1, resume: None });
                 }
                 let (tail, resume) = self.end_early(slot, span.0, ring.len())?;
-                Ok(Copied { mirrored, tail, resume: Some(resume) })
+                Ok(Copied { tail, resume: Some(resume) })
             });
             // From the start, with more room or with less of the ring: only what is audited last runs.
             match done {
@@ -373,6 +371,7 @@ impl<W: Hw> Desk<'_, W> {
                 done => break done,
             }
         };
+        mirror.put_back(self.host, self.vgpu);
         self.scratch.ring = ring;
         done
     }
@@ -413,9 +412,17 @@ impl<W: Hw> Desk<'_, W> {
     }
 
     /// Audits a copy of the ring. Batches that may not run where they are get copied into the slot's arena.
-    fn audit_ring(&mut self, slot: usize, pml4: Gpa, ring: &mut [u32], pages: u32) -> Result<Mirrored, Refusal> {
+    fn audit_ring(
+        &mut self,
+        slot: usize,
+        pml4: Gpa,
+        ring: &mut [u32],
+        pages: u32,
+        mirror: &mut Mirror,
+    ) -> Result<(), Refusal> {
         let partition = self.vgpu.partition.clone();
-        let mut audit = Audit::new(self.engine, &partition);
+        let mut sink = |offset, value| mirror.write(offset, value);
+        let mut audit = Audit::new(self.engine, &partition).telling(&mut sink);
         audit.ring(ring)?;
         if audit.pending() > 0 {
             let (base, room) = self.arena(slot, pages)?;
@@ -425,7 +432,7 @@ impl<W: Hw> Desk<'_, W> {
             self.keep_arena(slot)?;
         }
         self.settle(audit.summary());
-        Ok(audit.dropped().to_vec())
+        Ok(())
     }
 
     fn place_ring(&mut self, slot: usize, pieces: Pieces, ring: &[u32]) -> Result<(), Refusal> {

@@ -111,7 +111,7 @@ impl<W: Hw> Gvt<W> {
         } else if pending {
             self.give_way(host, run.vgpu, engine, now);
         } else if anew {
-            self.take_anew(host, run.vgpu, engine, now);
+            self.take_anew(host, run.vgpu, engine);
         }
     }
 

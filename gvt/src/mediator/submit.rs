@@ -2,7 +2,7 @@
 
 use super::Gvt;
 use super::access::Piece;
-use super::desk::{Desk, Mirrored, Refusal, distance, flush_owned, read_dwords};
+use super::desk::{Desk, Refusal, distance, flush_owned, read_dwords};
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::report::Cause;
@@ -64,7 +64,7 @@ impl<W: Hw> Gvt<W> {
             virt.active = Some(list);
             let status = CsbEntry::LITE_RESTORE | CsbEntry::PREEMPTED;
             self.tell(host, index, engine, CsbEntry { status, id: first.id() }, now);
-            self.follow_tail(host, index, engine, now);
+            self.follow_tail(host, index, engine);
         } else {
             let Some(vgpu) = self.vgpu_mut(index) else { return };
             let virt = vgpu.engines.get_mut(engine);
@@ -132,36 +132,25 @@ impl<W: Hw> Gvt<W> {
         let Some(mut desk) = self.desk(host, index, engine) else { return };
         let Some(descriptor) = desk.vgpu.engines.get(engine).active.map(|list| list.current()) else { return };
         match desk.prepare(descriptor) {
-            Ok(mirrored) => {
-                self.queue_up(index, engine, now);
-                self.mirror(host, index, mirrored, now);
-            }
+            Ok(()) => self.queue_up(index, engine, now),
             Err(refusal) => self.refuse(index, engine, refusal),
         }
     }
 
     /// The guest moved the tail of the context that is active.
-    fn follow_tail(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+    fn follow_tail(&mut self, host: &mut dyn Host, index: usize, engine: Engine) {
         let Some(mut desk) = self.desk(host, index, engine) else { return };
-        match desk.extend() {
-            Ok(mirrored) => self.mirror(host, index, mirrored, now),
-            Err(refusal) => self.refuse(index, engine, refusal),
+        if let Err(refusal) = desk.extend() {
+            self.refuse(index, engine, refusal);
         }
     }
 
     /// The context that is active has left the hardware, and its ring is not what was copied: it is copied again from
     /// where the hardware stopped.
-    pub(super) fn take_anew(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+    pub(super) fn take_anew(&mut self, host: &mut dyn Host, index: usize, engine: Engine) {
         let Some(mut desk) = self.desk(host, index, engine) else { return };
-        match desk.rebuild() {
-            Ok(mirrored) => self.mirror(host, index, mirrored, now),
-            Err(refusal) => self.refuse(index, engine, refusal),
-        }
-    }
-
-    fn mirror(&mut self, host: &mut dyn Host, index: usize, mirrored: Mirrored, now: Nanos) {
-        for (offset, value) in mirrored {
-            self.command_write(host, index, offset, value, now);
+        if let Err(refusal) = desk.rebuild() {
+            self.refuse(index, engine, refusal);
         }
     }
 

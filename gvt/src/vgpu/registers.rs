@@ -284,7 +284,7 @@ pub(crate) fn policy(offset: u32) -> Policy {
 }
 
 /// The stored registers of one vGPU.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct RegisterFile(Vec<u32>);
 
 impl RegisterFile {

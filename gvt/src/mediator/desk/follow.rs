@@ -2,7 +2,7 @@
 //! copy is added to behind the last tail, and whatever else the guest does with its ring waits until the hardware has
 //! left the context.
 
-use super::{Copied, Desk, Mirrored, Refusal};
+use super::{Copied, Desk, Refusal};
 use crate::hw::Hw;
 use crate::vgpu::context::RingPart;
 use crate::vgpu::execlist::{Again, Limit, Place};
@@ -43,18 +43,21 @@ fn change(head: u32, from: u32, tail: u32, bytes: u32) -> Change {
 
 impl<W: Hw> Desk<'_, W> {
     /// Follows the tail of the context that is active.
-    pub(in crate::mediator) fn extend(&mut self) -> Result<Mirrored, Refusal> {
+    pub(in crate::mediator) fn extend(&mut self) -> Result<(), Refusal> {
         let virt = self.vgpu.engines.get(self.engine);
-        let Some(work) = &virt.work else { return Ok(Mirrored::new()) };
+        let Some(work) = &virt.work else { return Ok(()) };
         if work.again.is_some() {
             // All that the guest has added by then is taken when what runs is done, or has left.
-            return Ok(Mirrored::new());
+            return Ok(());
         }
         let (slot, head, from, place) = (work.slot, work.head, work.tail, work.place);
         let part = self.same_ring(slot)?;
         let again = match (change(head, from, part.tail, part.bytes), place) {
             (Change::Append, _) => match self.copy_ring(slot, part.pml4, (from, part.tail)) {
-                Ok(copied) => return Ok(self.append(slot, copied)),
+                Ok(copied) => {
+                    self.append(slot, copied);
+                    return Ok(());
+                }
                 // No room beside what is running: from the start again, once that is done.
                 Err(Refusal::NoRoom) => Again::AtHead,
                 Err(refusal) => return Err(refusal),
@@ -65,7 +68,7 @@ impl<W: Hw> Desk<'_, W> {
             (Change::Back, Place::Hardware) => Again::OnceOut(Limit::Always),
         };
         self.wait(again);
-        Ok(Mirrored::new())
+        Ok(())
     }
 
     /// What the guest has there now is taken later.
@@ -78,15 +81,15 @@ impl<W: Hw> Desk<'_, W> {
     /// Copies the ring of the context that is active again, from where the hardware left it. The context is not on the
     /// hardware. Copies of batches stay where they are, and so do workaround buffers: the hardware may have stopped
     /// inside one.
-    pub(in crate::mediator) fn rebuild(&mut self) -> Result<Mirrored, Refusal> {
+    pub(in crate::mediator) fn rebuild(&mut self) -> Result<(), Refusal> {
         let virt = self.vgpu.engines.get_mut(self.engine);
-        let Some(work) = &mut virt.work else { return Ok(Mirrored::new()) };
+        let Some(work) = &mut virt.work else { return Ok(()) };
         if work.place != Place::Waiting {
             return Err(Refusal::Malformed("its ring changed while it ran"));
         }
         work.again = None;
         let (slot, from) = (work.slot, work.tail);
-        let Some(shadow) = virt.slot(slot) else { return Ok(Mirrored::new()) };
+        let Some(shadow) = virt.slot(slot) else { return Ok(()) };
         let left = shadow.left(self.host);
         let part = self.same_ring(slot)?;
         let copied = match self.copy_ring(slot, part.pml4, (left.head, part.tail)) {
@@ -97,21 +100,22 @@ impl<W: Hw> Desk<'_, W> {
             // No room beside the batch that it stopped in. What was submitted before goes on, and then the rest.
             Err(Refusal::NoRoom) if part.tail == from => {
                 self.wait(Again::AtHead);
-                return Ok(Mirrored::new());
+                return Ok(());
             }
             copied => copied?,
         };
         if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
             work.head = left.head;
         }
-        Ok(self.append(slot, copied))
+        self.append(slot, copied);
+        Ok(())
     }
 
     /// Prepares the context that is active from the beginning, with the head that the hardware left.
-    fn start_over(&mut self, slot: usize, head: u32) -> Result<Mirrored, Refusal> {
+    fn start_over(&mut self, slot: usize, head: u32) -> Result<(), Refusal> {
         let vm = self.vgpu.vm;
         let virt = self.vgpu.engines.get_mut(self.engine);
-        let Some(active) = virt.active else { return Ok(Mirrored::new()) };
+        let Some(active) = virt.active else { return Ok(()) };
         if let Some(shadow) = virt.slot(slot) {
             shadow.write_back_ring(self.host, vm);
             shadow.set_guest_head(self.host, vm, head);
@@ -133,7 +137,7 @@ impl<W: Hw> Desk<'_, W> {
     }
 
     /// The copy goes to a new tail.
-    fn append(&mut self, slot: usize, copied: Copied) -> Mirrored {
+    fn append(&mut self, slot: usize, copied: Copied) {
         let virt = self.vgpu.engines.get_mut(self.engine);
         if let Some(shadow) = virt.slots.get(slot).and_then(Option::as_ref) {
             shadow.set_tail(self.host, copied.tail);
@@ -143,7 +147,6 @@ impl<W: Hw> Desk<'_, W> {
             work.again = copied.resume.map(Again::At);
             work.resubmit = work.place == Place::Hardware;
         }
-        copied.mirrored
     }
 }
 

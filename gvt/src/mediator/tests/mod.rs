@@ -3,6 +3,7 @@
 mod append;
 mod batch;
 mod bounds;
+mod copies;
 mod fences;
 mod heap;
 mod isolation;
