@@ -54,7 +54,30 @@ pub(super) fn copy_all(
 ) -> Result<(), AuditFault> {
     arena.clear();
     let mut copies = Copies::new();
-    while let Some(pending) = audit.pending.pop() {
+    for start in core::mem::take(&mut audit.pending) {
+        copy_tree(audit, source, base, arena, limit, &mut copies, start).map_err(|fault| match start.place {
+            // The ring can be cut before the start that leads to too many.
+            Place::Ring(offset) if fault.reason == Reason::TooManyBatches => {
+                AuditFault { offset, part: Part::Ring, ..fault }
+            }
+            _ => fault,
+        })?;
+    }
+    Ok(())
+}
+
+/// Copies what a start leads to.
+fn copy_tree(
+    audit: &mut Audit<'_>,
+    source: &mut dyn Source,
+    base: GgttAddr,
+    arena: &mut Vec<u32>,
+    limit: usize,
+    copies: &mut Copies,
+    start: Pending,
+) -> Result<(), AuditFault> {
+    let mut next = Some(start);
+    while let Some(pending) = next {
         let known = copies.iter().find(|(target, level, _)| (*target, *level) == (pending.target, pending.level));
         let origin = match known {
             Some((.., origin)) => *origin,
@@ -67,6 +90,7 @@ pub(super) fn copy_all(
             }
         };
         lead(audit, &pending, GgttAddr(base.0.wrapping_add(origin * 4)), arena)?;
+        next = audit.pending.pop();
     }
     Ok(())
 }
@@ -128,9 +152,10 @@ fn read(
         Target::Process(at) => at.0,
     } + done;
     let count = CHUNK - (at / 4) as usize % CHUNK;
+    let here = |reason| AuditFault { offset: (end - start) as u32, header: 0, reason, part: Part::Ring };
     // Two dwords for the guard.
     if end + count + 2 > limit {
-        return Err(fault(arena, end.saturating_sub(1), Reason::TooLong));
+        return Err(here(Reason::TooLong));
     }
     debug_assert!(at % PAGE_SIZE + 4 * count as u64 <= PAGE_SIZE);
     arena.resize(end + count, 0);
@@ -139,5 +164,5 @@ fn read(
         Target::Global(_) => u32::try_from(at).is_ok_and(|at| source.global(GgttAddr(at), room)),
         Target::Process(_) => source.process(gvt_defs::pte::strip(at), room),
     };
-    if there { Ok(()) } else { Err(fault(arena, end.saturating_sub(1), Reason::Unmapped)) }
+    if there { Ok(()) } else { Err(here(Reason::Unmapped)) }
 }

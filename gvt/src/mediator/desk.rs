@@ -7,7 +7,7 @@ pub(super) use follow::distance;
 
 use super::access::Mirror;
 use super::{POOL_SHARE, Scratch};
-use crate::audit::{Audit, AuditFault, ContextRegisters, Reason, Source, Summary};
+use crate::audit::{Audit, AuditFault, ContextRegisters, Part, Reason, Source, Summary};
 use crate::gpu::pool::{Block, Pool};
 use crate::gpu::{Counted, Flushed, Gpu};
 use crate::gtt::{Gtt, Pin};
@@ -363,9 +363,9 @@ impl<W: Hw> Desk<'_, W> {
                 Err(Refusal::Audit(AuditFault { reason: Reason::TooLong, .. })) if pages < ARENA_PAGES_MAX => {
                     pages *= 4
                 }
-                Err(Refusal::Audit(AuditFault { reason: Reason::TooManyBatches, offset, .. }))
-                    if offset > 0 && (offset as usize) < limit =>
-                {
+                Err(Refusal::Audit(AuditFault {
+                    reason: Reason::TooManyBatches, part: Part::Ring, offset, ..
+                })) if offset > 0 && (offset as usize) < limit => {
                     limit = offset as usize;
                 }
                 done => break done,

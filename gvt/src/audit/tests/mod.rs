@@ -361,6 +361,17 @@ fn chains_are_bounded() {
     }
     let fault = submission(Engine::Rcs, &[START, MINE, 0], &mut memory, 1 << 20).unwrap_err();
     assert_eq!(fault.reason, Reason::TooManyBatches);
+    // What is told is where the ring can be cut: before the first start that leads to one too many.
+    let mut memory = Memory::default();
+    for first in 0..30 {
+        let at = MINE + first * 0x4000;
+        memory = memory.global(at, &[START, at + 0x1000, 0]).global(at + 0x1000, &[0, START, at + 0x2000, 0]);
+        memory = memory.global(at + 0x2000, &[0, END]);
+    }
+    let many: Vec<u32> = (0..30).flat_map(|first| [START, MINE + first * 0x4000, 0]).collect();
+    let fault = submission(Engine::Rcs, &many, &mut memory, 1 << 20).unwrap_err();
+    assert_eq!((fault.reason, fault.part, fault.offset), (Reason::TooManyBatches, Part::Ring, 21 * 3));
+    assert_eq!(submission(Engine::Rcs, &many[..21 * 3], &mut memory, 1 << 20).unwrap().2.batches, 63);
     // One ring with too many.
     let many: Vec<u32> = (0..65).flat_map(|i| [START, MINE + i * 4096, 0]).collect();
     assert_eq!(reason(Engine::Rcs, &many), Some(Reason::TooManyBatches));

@@ -20,7 +20,8 @@ pub fn write(d: &mut Driver, m: &mut Machine, c: &Context, va: u64, commands: &[
     place(d, m, c, va, &all)
 }
 
-fn jump(va: u64) -> Vec<u32> {
+/// A command that goes on in another batch.
+pub fn jump(va: u64) -> Vec<u32> {
     vec![mi::with_length(mi::BATCH_BUFFER_START, 3) | mi::BB_PPGTT, va as u32, (va >> 32) as u32]
 }
 
