@@ -2,7 +2,8 @@
 //! copy is added to behind the last tail, and whatever else the guest does with its ring waits until the hardware has
 //! left the context.
 
-use super::{Copied, Desk, Refusal};
+use super::copy::Copied;
+use super::{Desk, Refusal};
 use crate::hw::Hw;
 use crate::vgpu::context::RingPart;
 use crate::vgpu::execlist::{Again, Limit, Place};
