@@ -23,11 +23,14 @@ impl Exec<'_> {
         if self.state.skipping && !survives_predicate(header) {
             return Flow::Next(dwords);
         }
-        match header >> 29 {
+        self.device.recorder.command(Some((engine, header)));
+        let flow = match header >> 29 {
             0 => self.mi(header, dwords),
             2 => self.blit_command(header, dwords),
             _ => self.render(header, dwords),
-        }
+        };
+        self.device.recorder.command(None);
+        flow
     }
 
     /// In the ring, the parser waits for the tail when a command is not all there.

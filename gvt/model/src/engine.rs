@@ -398,8 +398,10 @@ impl Exec<'_> {
         }
         let engine = self.state.engine;
         let mut view = View { device: &mut *self.device, memory: &mut *self.memory, engine, root: &self.state.root };
+        let command = view.device.recorder.command(None);
         view.device.fetch_frame = view.translate(space, address).map(|page| page.frame);
         self.state.fetch.refill(space, address, |buf| view.read(space, address, buf));
+        view.device.recorder.command(command);
         self.state.fetch.get(space, address).unwrap_or(0)
     }
 

@@ -13,7 +13,7 @@ use crate::engine::{EngineState, Exec};
 use crate::findings::Finding;
 use crate::memory::Memory;
 use crate::profile::Profile;
-use crate::recorder::Touched;
+use crate::recorder::{Reached, Touched};
 
 /// A base address register that decodes something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -216,6 +216,11 @@ impl Gpu {
     /// What was touched since recording began or since the last call.
     pub fn take_touched(&mut self) -> Touched {
         self.device.recorder.take()
+    }
+
+    /// What commands reached since recording began or since the last call, one by one and in order.
+    pub fn take_reached(&mut self) -> Vec<Reached> {
+        self.device.recorder.take_reached()
     }
 
     /// The trace, oldest line first.

@@ -47,7 +47,7 @@ pub use gvt_defs::{Hpa, Nanos};
 pub use memory::{BusError, Memory};
 pub use profile::{Blitter, Forcewake, Profile, Save, Strict};
 pub use ram::Ram;
-pub use recorder::{Touched, TouchedRange};
+pub use recorder::{Place, Reached, Touch, Touched, TouchedRange};
 
 /// One line of the trace.
 pub use gvt_defs::trace::Entry as TraceEntry;

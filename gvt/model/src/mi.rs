@@ -72,7 +72,7 @@ impl Exec<'_> {
 
     fn noop(&mut self, header: u32) -> Flow {
         if header & mi::NOOP_WRITE_ID != 0 && self.privileged() {
-            self.device.set_ring(self.state.engine, ring::NOPID, header & 0x3F_FFFF);
+            self.set_own(ring::NOPID, header & 0x3F_FFFF);
         }
         Flow::Next(1)
     }
@@ -186,8 +186,8 @@ impl Exec<'_> {
             3 => !combined,
             _ => old,
         };
-        self.device.set_ring(engine, ring::MI_PREDICATE_RESULT, u32::from(result));
-        self.device.set_ring(engine, ring::MI_PREDICATE_RESULT_1, u32::from(result));
+        self.set_own(ring::MI_PREDICATE_RESULT, u32::from(result));
+        self.set_own(ring::MI_PREDICATE_RESULT_1, u32::from(result));
         Flow::Next(1)
     }
 

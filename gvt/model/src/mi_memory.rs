@@ -3,6 +3,7 @@
 use gvt_defs::{PAGE_SIZE, mi, ring};
 
 use crate::engine::{Exec, Flow};
+use crate::recorder::{Place, Touch};
 use crate::translate::Space;
 
 /// Bytes of an OA report.
@@ -95,6 +96,7 @@ impl Exec<'_> {
         let first = self.operand(1) / PAGE_SIZE as u32;
         for i in 0..dwords.saturating_sub(2) / 2 {
             let entry = self.operand64(2 + 2 * i);
+            self.device.recorder.reach(Place::Entry(first.wrapping_add(i)), 8, Touch::Write, 0);
             self.device.gtt.set_entry(first.wrapping_add(i), entry);
         }
         Flow::Next(dwords)

@@ -5,6 +5,7 @@ use gvt_defs::{Engine, mi, nonpriv, ring};
 
 use crate::engine::{Exec, Flow};
 use crate::profile::Blitter;
+use crate::recorder::{Place, Touch};
 
 impl Exec<'_> {
     /// The initiator for traces.
@@ -98,7 +99,16 @@ impl Exec<'_> {
 
     /// Stores a general purpose register.
     pub fn set_gpr(&mut self, index: u32, value: u64) {
-        self.device.regs.set64(self.state.engine.base() + ring::GPR + 8 * (index % ring::GPRS), value);
+        let offset = ring::GPR + 8 * (index % ring::GPRS);
+        self.set_own(offset, value as u32);
+        self.set_own(offset + 4, (value >> 32) as u32);
+    }
+
+    /// Stores a register of the engine's own that a command writes without naming it.
+    pub fn set_own(&mut self, local: u32, value: u32) {
+        let engine = self.state.engine;
+        self.device.recorder.reach(Place::Register(engine.base() + local), 4, Touch::Write, value);
+        self.device.set_ring(engine, local, value);
     }
 
     /// MI_MATH: a program for the 64-bit ALU.

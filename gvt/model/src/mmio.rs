@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::findings::Finding;
 use crate::irq::Irq;
 use crate::profile::{Forcewake, Strict};
+use crate::recorder::{Place, Touch};
 use crate::regs::Class;
 
 impl Device {
@@ -25,12 +26,14 @@ impl Device {
             _ => self.regs.get(offset),
         };
         self.lint(offset, by);
+        self.recorder.reach(Place::Register(offset), 4, Touch::Read, 0);
         self.trace.add(self.now, Kind::Read, by, offset, u64::from(value));
         value
     }
 
     /// Writes the register at a dword-aligned offset.
     pub fn write_register(&mut self, offset: u32, value: u32, by: By) {
+        self.recorder.reach(Place::Register(offset), 4, Touch::Write, value);
         self.trace.add(self.now, Kind::Write, by, offset, u64::from(value));
         self.lint(offset, by);
         self.store(offset, value);

@@ -1,17 +1,54 @@
-//! Which frames of memory the GPU touched, for tests of isolation: a sparse bitmap, kept only while asked for.
+//! What the GPU touched, for tests of isolation, kept only while asked for: frames of memory as a sparse bitmap, and, one
+//! by one, what each command reached of the graphics spaces and of the registers.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use gvt_defs::{Hpa, PAGE_SIZE};
+use gvt_defs::{Engine, Hpa, PAGE_SIZE};
 
 /// Chunks of 64 frames that are kept at most (256 MiB of scattered frames at worst, 16 GiB at best).
 const MAX_CHUNKS: usize = 65_536;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Touch {
+/// Accesses of commands that are kept until they are taken.
+const MAX_REACHED: usize = 65_536;
+
+/// How something was touched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Touch {
+    /// It was read.
     Read,
+    /// It was written.
     Write,
+}
+
+/// Where a command got to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// An address of the global space, as the command gave it.
+    Global(u64),
+    /// An address of the running context's own space.
+    Process(u64),
+    /// A register.
+    Register(u32),
+    /// An entry of the global page table, by its index.
+    Entry(u32),
+}
+
+/// One access by a command; fetching commands is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reached {
+    /// The engine that ran it.
+    pub engine: Engine,
+    /// Its header.
+    pub header: u32,
+    /// Where to.
+    pub place: Place,
+    /// How many bytes.
+    pub bytes: u32,
+    /// Which way.
+    pub touch: Touch,
+    /// What was written, if it is a register; else 0.
+    pub value: u32,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -49,9 +86,39 @@ pub(crate) struct Recorder {
     /// The frame and way noted last: most accesses repeat it.
     last: Option<(u64, Touch)>,
     chunks: BTreeMap<u64, Chunk>,
+    /// The command that is being executed.
+    command: Option<(Engine, u32)>,
+    reached: Vec<Reached>,
 }
 
 impl Recorder {
+    /// A command begins; with `None` it is over.
+    #[inline]
+    pub fn command(&mut self, command: Option<(Engine, u32)>) -> Option<(Engine, u32)> {
+        core::mem::replace(&mut self.command, command)
+    }
+
+    /// The command at hand gets somewhere.
+    #[inline]
+    pub fn reach(&mut self, place: Place, bytes: usize, touch: Touch, value: u32) {
+        if self.on
+            && let Some((engine, header)) = self.command
+        {
+            self.keep(Reached { engine, header, place, bytes: bytes as u32, touch, value });
+        }
+    }
+
+    fn keep(&mut self, reached: Reached) {
+        if self.reached.len() < MAX_REACHED {
+            self.reached.push(reached);
+        }
+    }
+
+    /// What commands reached, in order; past some ten thousand the rest is not kept.
+    pub fn take_reached(&mut self) -> Vec<Reached> {
+        core::mem::take(&mut self.reached)
+    }
+
     #[inline]
     pub fn note(&mut self, hpa: Hpa, touch: Touch) {
         if self.on {
@@ -77,7 +144,7 @@ impl Recorder {
     }
 
     pub fn start(&mut self) {
-        *self = Self { on: true, ..Self::default() };
+        *self = Self { on: true, command: self.command, ..Self::default() };
     }
 
     pub fn stop(&mut self) {

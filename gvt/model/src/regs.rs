@@ -236,12 +236,6 @@ impl RegFile {
     pub fn get64(&self, offset: u32) -> u64 {
         u64::from(self.get(offset + 4)) << 32 | u64::from(self.get(offset))
     }
-
-    /// Stores two neighbouring dwords.
-    pub fn set64(&mut self, offset: u32, value: u64) {
-        self.set(offset, value as u32);
-        self.set(offset + 4, (value >> 32) as u32);
-    }
 }
 
 const _: () = assert!(ENGINES == Engine::ALL.len());

@@ -3,6 +3,7 @@
 use gvt_defs::PAGE_SIZE;
 
 use crate::gtt::Page;
+use crate::recorder::Touch;
 use crate::tiling::Tiling;
 use crate::translate::{Space, View};
 
@@ -52,6 +53,7 @@ impl View<'_, '_> {
         while !rest.is_empty() {
             let (address, run) = surface.locate(x, y);
             let (piece, tail) = rest.split_at_mut(run.min(rest.len()));
+            self.reach(Space::Process, address, piece.len(), Touch::Read);
             match last.find(self, address) {
                 Some(page) => self.read_physical(page.at(address), piece),
                 None => piece.fill(0),
@@ -69,6 +71,7 @@ impl View<'_, '_> {
         while !rest.is_empty() {
             let (address, run) = surface.locate(x, y);
             let (piece, tail) = rest.split_at(run.min(rest.len()));
+            self.reach(Space::Process, address, piece.len(), Touch::Write);
             if let Some(page) = last.find(self, address) {
                 self.write_page(page, address, piece);
             }

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::findings::Finding;
 use crate::gtt::{Looker, Page};
 use crate::memory::Dma;
+use crate::recorder::{Place, Touch};
 
 /// A graphics address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,12 +144,23 @@ impl View<'_, '_> {
         }
     }
 
+    /// Notes where a command gets to.
+    #[inline]
+    pub fn reach(&mut self, space: Space, address: u64, bytes: usize, touch: Touch) {
+        let place = match space {
+            Space::Global => Place::Global(address),
+            Space::Process => Place::Process(pte::strip(address).0),
+        };
+        self.device.recorder.reach(place, bytes, touch, 0);
+    }
+
     pub fn dma(&mut self) -> Dma<'_> {
         Dma { memory: self.memory, recorder: &mut self.device.recorder }
     }
 
     /// Copies out of a space; what is absent reads as zeros.
     pub fn read(&mut self, space: Space, address: u64, buf: &mut [u8]) -> Found {
+        self.reach(space, address, buf.len(), Touch::Read);
         let mut found = Found::All;
         let mut done = 0;
         while done < buf.len() {
@@ -194,6 +206,7 @@ impl View<'_, '_> {
 
     /// Copies into a space; what is absent or read-only is dropped.
     pub fn write(&mut self, space: Space, address: u64, data: &[u8]) {
+        self.reach(space, address, data.len(), Touch::Write);
         let mut rest = data;
         let mut at = address;
         while !rest.is_empty() {

@@ -4,7 +4,7 @@ mod rig;
 
 use gvt_defs::reg::irq;
 use gvt_defs::{Engine, gfx, masked, mi, ring};
-use gvt_model::{Blitter, Finding, Hpa, Nanos, Profile, Progress, Recording};
+use gvt_model::{Blitter, Finding, Hpa, Nanos, Place, Profile, Progress, Recording, Touch};
 use rig::{ARB_CHECK, BATCH_END, Context, NONE, Rig, cpu_time, ggtt_hpa, start, store, store_global};
 
 const VA: u64 = 0x7F_1234_5000;
@@ -448,4 +448,26 @@ fn ten_million_noops_a_second_at_least() {
     let rate = 20.0 * count as f64 / took.as_secs_f64() / 1e6;
     println!("{rate:.0} million commands a second");
     assert!(rate > 10.0, "{rate}");
+}
+
+#[test]
+fn what_commands_reach_is_recorded_and_fetching_is_not() {
+    let mut rig = Rig::new();
+    rig.bring_up(Engine::Rcs);
+    let mut c = rig.context(Engine::Rcs);
+    let to = rig.ggtt_alloc(1);
+    rig.emit(&mut c, &store_global(to + 8, 5));
+    rig.emit(&mut c, &[mi::with_length(mi::STORE_REGISTER_MEM, 4), 0x2358, 0x5000, 1]);
+    rig.emit(&mut c, &[mi::load_register_imm(1), 0x2600, 7]);
+    rig.gpu.record(Recording::Start);
+    rig.submit_and_run(&c);
+    let seen: Vec<_> = rig.gpu.take_reached().into_iter().map(|r| (r.place, r.bytes, r.touch, r.value)).collect();
+    let expected = [
+        (Place::Global(u64::from(to) + 8), 4, Touch::Write, 0),
+        (Place::Register(0x2358), 4, Touch::Read, 0),
+        (Place::Process(0x1_0000_5000), 4, Touch::Write, 0),
+        (Place::Register(0x2600), 4, Touch::Write, 7),
+    ];
+    assert_eq!(seen, expected);
+    assert!(rig.gpu.take_reached().is_empty());
 }
