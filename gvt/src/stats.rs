@@ -146,6 +146,8 @@ pub struct Stats {
     pub switches: u64,
     /// Register accesses to the physical GPU while serving it.
     pub physical: u64,
+    /// What the longest call that it made cost, in units (`crate::units`).
+    pub longest: u32,
 }
 
 impl Stats {
@@ -167,6 +169,7 @@ impl Stats {
             image_bytes_out: 0,
             switches: 0,
             physical: 0,
+            longest: 0,
         }
     }
 
@@ -205,6 +208,8 @@ pub struct Totals {
     pub interrupts: u64,
     /// Engine resets.
     pub resets: u64,
+    /// What the longest call cost, whoever made it, in units (`crate::units`).
+    pub longest: u32,
 }
 
 #[cfg(test)]

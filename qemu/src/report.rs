@@ -28,7 +28,7 @@ pub fn print(console: &Console) {
 /// Groups of `@gpu` lines that are shown engine by engine, and what they are called.
 const PER_ENGINE: [(&str, &str); 2] = [("submissions", "submissions"), ("engine_us", "engine time, us")];
 /// Counters that are shown as one number: of a group all or the one named.
-const SINGLE: [(&str, Option<&str>, &str); 10] = [
+const SINGLE: [(&str, Option<&str>, &str); 11] = [
     ("switches", None, "switches to it"),
     ("preemptions", None, "preemptions"),
     ("resets", None, "engine resets"),
@@ -39,6 +39,7 @@ const SINGLE: [(&str, Option<&str>, &str); 10] = [
     ("interrupts", Some("msi"), "GPU interrupts"),
     ("exits", None, "GPU exits"),
     ("phys", None, "physical GPU accesses"),
+    ("hold", Some("longest"), "longest hold, units"),
 ];
 /// Exit reasons shown one by one.
 const TOP_REASONS: usize = 8;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use std::vec::Vec;
 
 /// A batch like those of a 3D driver: state packets of every size, a primitive now and then.
-fn three_d(dwords: usize) -> Vec<u32> {
+pub(crate) fn three_d(dwords: usize) -> Vec<u32> {
     const PACKETS: [(u32, u32); 16] = [
         (0x7808, 5),
         (0x7809, 7),

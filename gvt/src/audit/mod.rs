@@ -12,7 +12,7 @@ mod table;
 mod walk;
 
 #[cfg(test)]
-mod bench;
+pub(crate) mod bench;
 #[cfg(test)]
 mod tests;
 
@@ -132,6 +132,8 @@ pub struct Summary {
     pub commands: u32,
     /// Dwords walked.
     pub dwords: u32,
+    /// Commands whose operands were looked at.
+    pub judged: u32,
     /// Commands turned into no-ops.
     pub blanked: u32,
     /// Register writes that were dropped.

@@ -105,6 +105,7 @@ impl Audit<'_> {
                 let Some(command) = dwords.get_mut(at..end) else {
                     break;
                 };
+                self.summary.judged += 1;
                 match self.judge(rule.kind(), command, at, stream) {
                     Ok(Keep) => {}
                     Ok(Blank) => {
@@ -112,7 +113,10 @@ impl Audit<'_> {
                         self.summary.blanked += 1;
                     }
                     Ok(Verdict::End) => ended = true,
-                    Err(reason) => return Err(fault(dwords, at, reason)),
+                    Err(reason) => {
+                        self.summary.dwords += (at - start) as u32;
+                        return Err(fault(dwords, at, reason));
+                    }
                 }
             }
             commands += 1;

@@ -9,6 +9,7 @@ pub(crate) mod switch;
 
 use crate::hw::{Aperture, Hw};
 use crate::stats::Totals;
+use crate::units::{Meter, Work};
 use alloc::vec::Vec;
 use engine::PhysEngine;
 use gvt_defs::reg::irq;
@@ -25,12 +26,13 @@ pub(crate) const POLLS: u32 = 5_000;
 /// `Hw` with its accesses counted.
 pub(crate) struct Counted<W> {
     inner: W,
+    pub(crate) meter: Meter,
     pub(crate) totals: Totals,
 }
 
 impl<W: Hw> Counted<W> {
-    pub(crate) const fn new(inner: W) -> Self {
-        Self { inner, totals: Totals { reads: 0, writes: 0, ptes: 0, interrupts: 0, resets: 0 } }
+    pub(crate) fn new(inner: W) -> Self {
+        Self { inner, meter: Meter::default(), totals: Totals::default() }
     }
 
     /// Register accesses so far.
@@ -46,29 +48,35 @@ impl<W: Hw> Counted<W> {
 
 impl<W: Hw> Hw for Counted<W> {
     fn config_read(&mut self, offset: u16) -> u32 {
+        self.meter.charge(Work::Register, 1);
         self.inner.config_read(offset)
     }
 
     fn config_write(&mut self, offset: u16, value: u32) {
+        self.meter.charge(Work::Register, 1);
         self.inner.config_write(offset, value);
     }
 
     fn read(&mut self, offset: u32) -> u32 {
         self.totals.reads += 1;
+        self.meter.charge(Work::Register, 1);
         self.inner.read(offset)
     }
 
     fn write(&mut self, offset: u32, value: u32) {
         self.totals.writes += 1;
+        self.meter.charge(Work::Register, 1);
         self.inner.write(offset, value);
     }
 
     fn ggtt_read(&mut self, index: u32) -> u64 {
+        self.meter.charge(Work::Register, 1);
         self.inner.ggtt_read(index)
     }
 
     fn ggtt_write(&mut self, index: u32, pte: u64) {
         self.totals.ptes += 1;
+        self.meter.charge(Work::Register, 1);
         self.inner.ggtt_write(index, pte);
     }
 

@@ -6,6 +6,7 @@ use super::partition::Partition;
 use super::translate::Translator;
 use crate::host::{Host, Mapping, NoFrame, Owner, VmId};
 use crate::hw::Hw;
+use crate::units::{Meter, Work as Priced};
 use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -80,6 +81,7 @@ pub struct Ggtt {
     is_dirty: Vec<bool>,
     scratch: Hpa,
     translator: Translator,
+    pub(super) meter: Meter,
 }
 
 impl Ggtt {
@@ -110,6 +112,7 @@ impl Ggtt {
             is_dirty: vec![false; tables as usize],
             scratch,
             translator: Translator::new(vm),
+            meter: Meter::default(),
         };
         this.map_copies(host);
         this.point_all_at(hw, scratch);
@@ -249,6 +252,7 @@ impl Ggtt {
         let (Some(&copy), Some(table)) = (self.copies.get(slot as usize), self.table_of(slot)) else {
             return 0;
         };
+        self.meter.charge(Priced::Entry, ENTRIES as usize);
         let mut written = 0;
         let mut bytes = [0u8; CHUNK * 8];
         for chunk in 0..ENTRIES / CHUNK as u32 {

@@ -16,6 +16,7 @@ pub use ppgtt::{Generation, Limits, Pin, Ppgtt, Shadow};
 
 use crate::host::{Dirty, Host, NoFrame, Owner, VmId};
 use crate::hw::Hw;
+use crate::units::Meter;
 use gvt_defs::{Gfn, GgttAddr, Gpa, Hpa, PAGE_SIZE, PpgttAddr, reg};
 
 /// What a sync point did.
@@ -96,6 +97,12 @@ impl Gtt {
                 Err(NoFrame)
             }
         }
+    }
+
+    /// What is done from now on is counted here.
+    pub(crate) fn meter(&mut self, meter: &Meter) {
+        self.ggtt.meter = meter.clone();
+        self.ppgtt.meter(meter);
     }
 
     /// A sync point in one go: harvests, compares what was written, mends the physical tables. `other` gets each frame

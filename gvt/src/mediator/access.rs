@@ -69,6 +69,10 @@ pub(super) fn pieces(offset: u32, bytes: usize, value: u64) -> impl Iterator<Ite
 impl<W: Hw> Gvt<W> {
     /// A guest's load from BAR0 of `bytes` bytes (1, 2, 4 or 8); other widths read all ones.
     pub fn mmio_read(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32, bytes: usize, now: Nanos) -> u64 {
+        self.hold(host, Some(id), |gvt, host| gvt.load_registers(host, id, offset, bytes, now))
+    }
+
+    fn load_registers(&mut self, host: &mut dyn Host, id: VgpuId, offset: u32, bytes: usize, now: Nanos) -> u64 {
         let index = id.index();
         let Some(vgpu) = self.vgpu_mut(index) else { return u64::MAX };
         if offset >= reg::GGTT_OFFSET as u32 {
@@ -94,11 +98,13 @@ impl<W: Hw> Gvt<W> {
     /// a sync point, what the guest wrote into its page tables before is followed first. What other vCPUs write
     /// meanwhile is not: the store is done after a number of calls that is known from the first on (design D19).
     pub fn mmio_store(&mut self, host: &mut dyn Host, id: VgpuId, store: &mut Store, now: Nanos) -> Progress {
-        let progress = self.follow_tables(host, id, store);
-        if progress == Progress::Done {
-            self.finish_store(host, id, *store, now);
-        }
-        progress
+        self.hold(host, Some(id), |gvt, host| {
+            let progress = gvt.follow_tables(host, id, store);
+            if progress == Progress::Done {
+                gvt.finish_store(host, id, *store, now);
+            }
+            progress
+        })
     }
 
     /// The same in one call, for who has nobody to let in.

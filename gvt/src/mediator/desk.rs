@@ -13,6 +13,7 @@ use crate::gpu::{Counted, Flushed, Gpu};
 use crate::gtt::{Gtt, Pin};
 use crate::host::{Host, NoFrame, VmId};
 use crate::hw::Hw;
+use crate::units::Work as Priced;
 use crate::vgpu::Vgpu;
 use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
 use crate::vgpu::execlist::{Again, Fit, Place, SLOTS, Work};
@@ -187,6 +188,8 @@ impl<W: Hw> Desk<'_, W> {
     }
 
     fn settle(&mut self, summary: &Summary) {
+        self.gpu.hw.meter.charge(Priced::Dword, summary.dwords as usize);
+        self.gpu.hw.meter.charge(Priced::Command, summary.judged as usize);
         self.vgpu.stats.audit_commands += u64::from(summary.commands);
         self.vgpu.stats.audit_bytes += 4 * u64::from(summary.dwords);
     }
@@ -285,8 +288,9 @@ impl<W: Hw> Desk<'_, W> {
         if let Some(engine_part) = image.get_mut(RING_CONTEXT_DWORDS..) {
             let partition = self.vgpu.partition.clone();
             let mut audit = Audit::new(self.engine, &partition);
-            audit.context(engine_part, self.registers)?;
+            let done = audit.context(engine_part, self.registers);
             self.settle(audit.summary());
+            done?;
         }
         Ok(())
     }

@@ -9,14 +9,18 @@ use crate::hw::Hw;
 use crate::report::CreateError;
 use crate::stats::Stats;
 use crate::trace::Note;
+use crate::units::Work;
 use crate::vgpu::config_space::ConfigSpace;
 use crate::vgpu::execlist::VirtEngine;
 use crate::vgpu::irq::{self, Irq};
+use crate::vgpu::registers::RegisterFile;
 use crate::vgpu::{Fences, Storm, Vgpu, pvinfo};
 use alloc::boxed::Box;
 use core::ops::Range;
 use gvt_defs::{Engine, EngineMask, GgttAddr, Nanos, PAGE_SIZE, reg};
 
+/// Bytes of BAR0 whose registers a reset of the GT puts back.
+const GT_REGISTERS: u32 = 0x4_0000;
 /// Granule of partitions: one page of global page-table entries.
 const GRANULE: u32 = 2 << 20;
 
@@ -34,13 +38,14 @@ impl<W: Hw> Gvt<W> {
         let partition = self.find_partition(config)?;
         let fences = self.find_fences(config)?;
         let irq_frame = host.alloc_frame(Owner::Vm(vm)).map_err(|NoFrame| CreateError::NoFrame)?;
-        let gtt = match Gtt::new(host, &mut self.gpu.hw, vm, partition.clone(), Limits::default()) {
+        let mut gtt = match Gtt::new(host, &mut self.gpu.hw, vm, partition.clone(), Limits::default()) {
             Ok(gtt) => gtt,
             Err(NoFrame) => {
                 host.free_frame(Owner::Vm(vm), irq_frame);
                 return Err(CreateError::NoFrame);
             }
         };
+        gtt.meter(&self.gpu.hw.meter);
         let mut vgpu = Box::new(Vgpu {
             vm,
             weight: u64::from(config.weight),
@@ -69,6 +74,10 @@ impl<W: Hw> Gvt<W> {
 
     /// Takes a vGPU away: what it runs is stopped, engines are flushed, frames go back.
     pub fn destroy_vgpu(&mut self, host: &mut dyn Host, id: VgpuId, now: Nanos) {
+        self.hold(host, Some(id), |gvt, host| gvt.take_away(host, id, now));
+    }
+
+    fn take_away(&mut self, host: &mut dyn Host, id: VgpuId, now: Nanos) {
         let index = id.index();
         if self.vgpu(index).is_none() {
             return;
@@ -100,8 +109,10 @@ impl<W: Hw> Gvt<W> {
 
     /// Resets a vGPU, or engines of it.
     pub fn reset_vgpu(&mut self, host: &mut dyn Host, id: VgpuId, kind: ResetKind, now: Nanos) {
-        self.reset_index(host, id.index(), kind, now);
-        self.finish(host, now);
+        self.hold(host, Some(id), |gvt, host| {
+            gvt.reset_index(host, id.index(), kind, now);
+            gvt.finish(host, now);
+        });
     }
 
     pub(super) fn reset_index(&mut self, host: &mut dyn Host, index: usize, kind: ResetKind, now: Nanos) {
@@ -139,7 +150,8 @@ impl<W: Hw> Gvt<W> {
     fn reset_gt(&mut self, host: &mut dyn Host, index: usize) {
         self.sync(host, index);
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
-        for offset in (0..0x4_0000).step_by(4) {
+        self.gpu.hw.meter.charge(Work::Entry, GT_REGISTERS as usize / 4);
+        for offset in (0..GT_REGISTERS).step_by(4) {
             // Engine masks are set again by the driver; forcewake requests survive.
             let keeps = reg::forcewake::DOMAINS.iter().any(|(request, ack)| offset == *request || offset == *ack);
             if !keeps {
@@ -153,6 +165,7 @@ impl<W: Hw> Gvt<W> {
         self.flush_owned(host, index);
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
         vgpu.config = ConfigSpace::new(&self.gpu.config, self.gpu.aperture.size);
+        self.gpu.hw.meter.charge(Work::Line, RegisterFile::LINES);
         vgpu.file.copy_from(&self.fresh);
         pvinfo::fill(&mut vgpu.file, index as u32, &vgpu.partition, vgpu.fences.count);
         vgpu.irq = Irq::new();

@@ -21,6 +21,7 @@ use crate::hw::Hw;
 use crate::report::{Action, Cause, InitError, Report, Reports};
 use crate::stats::{Stats, Totals};
 use crate::trace::{Event, Note, Trace};
+use crate::units::Metered;
 use crate::vgpu::config_space::Bar;
 use crate::vgpu::registers::RegisterFile;
 use crate::vgpu::{Sent, Vgpu};
@@ -167,12 +168,14 @@ impl<W: Hw> Gvt<W> {
 
     /// Writes configuration space of a vGPU. The caller asks for `bars` again afterwards.
     pub fn config_write(&mut self, host: &mut dyn Host, id: VgpuId, offset: u16, bytes: usize, value: u32, now: Nanos) {
-        if let Some(vgpu) = self.vgpu_mut(id.index()) {
-            vgpu.stats.exits.config += 1;
-            vgpu.config.write(offset, bytes, value);
-            vgpu.recheck_irq();
-        }
-        self.finish(host, now);
+        self.hold(host, Some(id), |gvt, host| {
+            if let Some(vgpu) = gvt.vgpu_mut(id.index()) {
+                vgpu.stats.exits.config += 1;
+                vgpu.config.write(offset, bytes, value);
+                vgpu.recheck_irq();
+            }
+            gvt.finish(host, now);
+        });
     }
 
     /// The BARs that decode now: registers (0) and aperture (2).
@@ -188,6 +191,10 @@ impl<W: Hw> Gvt<W> {
 
     /// The physical GPU's interrupt.
     pub fn interrupt(&mut self, host: &mut dyn Host, now: Nanos) {
+        self.hold(host, None, |gvt, host| gvt.take_interrupt(host, now));
+    }
+
+    fn take_interrupt(&mut self, host: &mut dyn Host, now: Nanos) {
         self.looked = now;
         let (master, events) = self.gpu.take_interrupts();
         self.trace.push(now, None, Note::Interrupt(master));
@@ -201,13 +208,15 @@ impl<W: Hw> Gvt<W> {
 
     /// Time has passed `deadline`.
     pub fn timer(&mut self, host: &mut dyn Host, now: Nanos) {
-        // A message that got lost leaves its event pending, and no further message would ever come.
-        let late = self.watch_deadline().is_some_and(|deadline| deadline <= now);
-        if self.poll_engines(host, now) == Seen::Events || late {
-            self.interrupt(host, now);
-        }
-        self.expire(host, now);
-        self.finish(host, now);
+        self.hold(host, None, |gvt, host| {
+            // A message that got lost leaves its event pending, and no further message would ever come.
+            let late = gvt.watch_deadline().is_some_and(|deadline| deadline <= now);
+            if gvt.poll_engines(host, now) == Seen::Events || late {
+                gvt.take_interrupt(host, now);
+            }
+            gvt.expire(host, now);
+            gvt.finish(host, now);
+        });
     }
 
     /// When `timer` wants to be called; ask again after every call.
@@ -233,6 +242,25 @@ impl<W: Hw> Gvt<W> {
     /// What happened lately, oldest first.
     pub fn trace(&self) -> impl Iterator<Item = &Event> {
         self.trace.iter()
+    }
+
+    /// One call: what it costs is added up, and what the longest one cost is kept (design D19).
+    fn hold<T>(
+        &mut self,
+        host: &mut dyn Host,
+        id: Option<VgpuId>,
+        call: impl FnOnce(&mut Self, &mut dyn Host) -> T,
+    ) -> T {
+        let meter = self.gpu.hw.meter.clone();
+        meter.start();
+        let result = call(self, &mut Metered::new(host, &meter));
+        let spent = meter.spent();
+        let longest = &mut self.gpu.hw.totals.longest;
+        *longest = spent.max(*longest);
+        if let Some(vgpu) = id.and_then(|id| self.vgpu_mut(id.index())) {
+            vgpu.stats.longest = spent.max(vgpu.stats.longest);
+        }
+        result
     }
 
     fn vgpu(&self, index: usize) -> Option<&Vgpu> {

@@ -288,6 +288,9 @@ pub(crate) fn policy(offset: u32) -> Policy {
 pub(crate) struct RegisterFile(Vec<u32>);
 
 impl RegisterFile {
+    /// Lines that it takes in memory.
+    pub(crate) const LINES: usize = STORED * 64;
+
     /// Reset values, overlaid with what was read from the hardware before anything touched it.
     pub(crate) fn new(snapshot: &[(u32, u32)]) -> Self {
         let mut file = Self(vec![0; STORED * 1024]);

@@ -17,6 +17,7 @@ pub use store::Generation;
 
 use super::translate::Translator;
 use crate::host::{Host, NoFrame, VmId};
+use crate::units::Meter;
 use alloc::vec;
 use alloc::vec::Vec;
 use entry::Kind;
@@ -105,6 +106,7 @@ pub struct Ppgtt {
     budget: u32,
     starved: bool,
     work: Work,
+    meter: Meter,
 }
 
 impl Ppgtt {
@@ -132,7 +134,13 @@ impl Ppgtt {
             budget: 0,
             starved: false,
             work: Work::default(),
+            meter: Meter::default(),
         })
+    }
+
+    /// What is done from now on is counted here.
+    pub(crate) fn meter(&mut self, meter: &Meter) {
+        self.meter = meter.clone();
     }
 
     /// Notes that a guest frame was written; false if it holds no table that is known.

@@ -4,6 +4,7 @@ use super::entry::{Attributes, Entry, Kind, link};
 use super::store::{Node, NodeId};
 use super::{Buffers, Ppgtt};
 use crate::host::Host;
+use crate::units::Work;
 use gvt_defs::pte::{Level, PpgttEntry, TABLE_ENTRIES};
 use gvt_defs::{Gfn, Hpa};
 
@@ -67,6 +68,7 @@ impl Ppgtt {
             return;
         };
         self.work.tables += 1;
+        self.meter.charge(Work::Entry, TABLE_ENTRIES);
         self.update_with(host, id, &node, mode, &mut buffers);
         if let Some(slot) = self.buffers.get_mut(level) {
             *slot = Some(buffers);
@@ -78,6 +80,7 @@ impl Ppgtt {
         let Some(node) = self.store.get(id).copied() else {
             return;
         };
+        self.meter.charge(Work::Entry, TABLE_ENTRIES);
         let mut sample = [[0u8; 8]; 64];
         let mut malformed = 0;
         for at in 0..TABLE_ENTRIES / sample.len() {
@@ -111,6 +114,7 @@ impl Ppgtt {
         let Some(mut buffers) = self.buffers.get_mut(level).and_then(Option::take) else {
             return;
         };
+        self.meter.charge(Work::Entry, TABLE_ENTRIES);
         host.read_frame(node.shadow, 0, buffers.shadow.as_flattened_mut());
         for entry in &buffers.shadow {
             self.unlink(u64::from_le_bytes(*entry));
@@ -144,7 +148,7 @@ impl Ppgtt {
         if let Some(node) = self.store.get_mut(id) {
             node.malformed = malformed;
         }
-        let mut span = Span::default();
+        let (mut span, mut changed) = (Span::default(), 0);
         for i in 0..TABLE_ENTRIES {
             let (Some(now), Some(was)) = (guest.get(node.kind.source(i)), seen.get(node.kind.source(i))) else {
                 break;
@@ -153,6 +157,7 @@ impl Ppgtt {
             if now == was && !(mode == Mode::Missing && *slot == nothing) {
                 continue;
             }
+            changed += 1;
             let entry = self.shadow_entry(host, id, node.kind, u64::from_le_bytes(*now), i).to_le_bytes();
             if entry != *slot {
                 let old = core::mem::replace(slot, entry);
@@ -163,6 +168,7 @@ impl Ppgtt {
                 self.unlink_from(node.kind, u64::from_le_bytes(entry));
             }
         }
+        self.meter.charge(Work::Change, changed);
         self.store_table(host, node, mode, span, buffers);
     }
 
@@ -268,6 +274,7 @@ impl Ppgtt {
     }
 
     fn fill_split(&mut self, host: &mut dyn Host, id: NodeId, first: Gfn, attributes: Attributes) {
+        self.meter.charge(Work::Entry, TABLE_ENTRIES);
         let nothing = self.scratch.entry(Level::Pt);
         let Some(shadow) = self.store.get(id).map(|node| node.shadow) else {
             return;

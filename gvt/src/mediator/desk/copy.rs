@@ -114,6 +114,19 @@ impl<W: Hw> Desk<'_, W> {
         let partition = self.vgpu.partition.clone();
         let mut sink = |offset, value| mirror.write(offset, value);
         let mut audit = Audit::new(self.engine, &partition).telling(&mut sink);
+        let done = self.audit_with(&mut audit, slot, pml4, ring, pages);
+        self.settle(audit.summary());
+        done
+    }
+
+    fn audit_with(
+        &mut self,
+        audit: &mut Audit<'_>,
+        slot: usize,
+        pml4: Gpa,
+        ring: &mut [u32],
+        pages: u32,
+    ) -> Result<(), Refusal> {
         audit.ring(ring)?;
         if audit.pending() > 0 {
             let (base, room) = self.arena(slot, pages)?;
@@ -122,7 +135,6 @@ impl<W: Hw> Desk<'_, W> {
             audit.patch(ring);
             self.keep_arena(slot)?;
         }
-        self.settle(audit.summary());
         Ok(())
     }
 
