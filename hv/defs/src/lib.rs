@@ -8,7 +8,9 @@ pub mod cpuid;
 pub mod msr;
 pub mod paging;
 pub mod regs;
+pub mod segment;
 pub mod svm;
 pub mod vmx;
 
 pub use addr::{Frame, Gfn, Gpa, Gva, Hpa, Nanos, PAGE_SIZE, Width};
+pub use segment::Segment;

@@ -3,6 +3,8 @@
 
 use zerocopy::FromZeros;
 
+pub use crate::Segment;
+
 /// CPUID leaf that describes SVM, and the feature bit of leaf 0x8000_0001 ECX.
 pub const CPUID_SVM: u32 = 0x8000_000A;
 pub const CPUID_8000_0001_ECX_SVM: u32 = 1 << 2;
@@ -12,17 +14,6 @@ pub const FEATURE_NRIPS: u32 = 1 << 3;
 
 /// VM_CR (MSR 0xC001_0114): SVM was disabled by firmware.
 pub const VM_CR_SVMDIS: u64 = 1 << 4;
-
-/// One segment register in the state save area.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, FromZeros)]
-#[repr(C)]
-pub struct Segment {
-    pub selector: u16,
-    /// Descriptor attributes, packed: bits 0-7 = descriptor bits 40-47, bits 8-11 = descriptor bits 52-55.
-    pub attrib: u16,
-    pub limit: u32,
-    pub base: u64,
-}
 
 /// The control area (offset 0 of the VMCB).
 #[derive(Clone)]

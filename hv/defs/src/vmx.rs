@@ -185,6 +185,11 @@ pub mod rights {
     pub const LONG: u64 = 1 << 13;
     pub const DEFAULT_BIG: u64 = 1 << 14;
     pub const UNUSABLE: u64 = 1 << 16;
+
+    /// The same packed as in `Segment`; nothing of a segment that is unusable.
+    pub const fn packed(rights: u64) -> u16 {
+        if rights & UNUSABLE != 0 { 0 } else { (rights & 0xFF | rights >> 4 & 0xF00) as u16 }
+    }
 }
 
 /// Bit 31 of the exit reason: the entry failed.

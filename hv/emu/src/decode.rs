@@ -46,16 +46,9 @@ pub fn fetch<B: Bus + ?Sized>(regs: &Registers, bus: &mut B) -> Result<Decoded, 
     let mut bytes = [0; MAX_LENGTH];
     let mut have = 0;
     while have < MAX_LENGTH {
-        let linear = code_address(regs, have as u64);
-        let room = (0x1000 - (linear.0 & 0xFFF)) as usize;
-        let take = room.min(MAX_LENGTH - have);
-        let chunk = bytes.get_mut(have..have + take).ok_or(Outcome::Unsupported)?;
-        let result = translate(regs, bus, linear, Access::Fetch)
-            .map_err(Outcome::Exception)
-            .and_then(|gpa| bus.read_ram(gpa, chunk).map_err(|_| Outcome::Unsupported));
-        match result {
-            Ok(()) => have += take,
-            // The second page matters only if the instruction reaches into it.
+        match fetch_piece(regs, bus, &mut bytes, have) {
+            Ok(take) => have += take,
+            // What cannot be fetched matters only if the instruction reaches into it.
             Err(fault) if have > 0 => {
                 return decode(regs, bytes, have).map_err(|outcome| match outcome {
                     Outcome::Again => fault,
@@ -71,11 +64,29 @@ pub fn fetch<B: Bus + ?Sized>(regs: &Registers, bus: &mut B) -> Result<Decoded, 
     })
 }
 
-fn code_address(regs: &Registers, offset: u64) -> Gva {
-    match regs.bitness {
-        Bitness::Bits64 => Gva(regs.rip.wrapping_add(offset)),
-        _ => regs.wrap(regs.cs.base.wrapping_add(regs.rip.wrapping_add(offset) & 0xFFFF_FFFF)),
-    }
+/// Fetches code behind the first `have` bytes, as much as one page and the code segment hold of it.
+fn fetch_piece<B: Bus + ?Sized>(
+    regs: &Registers,
+    bus: &mut B,
+    bytes: &mut [u8; MAX_LENGTH],
+    have: usize,
+) -> Result<usize, Outcome> {
+    let offset = regs.rip.wrapping_add(have as u64);
+    let (linear, most) = match regs.bitness {
+        Bitness::Bits64 => (Gva(offset), MAX_LENGTH - have),
+        _ => {
+            let offset = offset & 0xFFFF_FFFF;
+            let left = u64::from(regs.cs.limit).checked_sub(offset).ok_or(Outcome::Exception(Exception::GP))?;
+            let most = (left.saturating_add(1)).min((MAX_LENGTH - have) as u64);
+            (regs.wrap(regs.cs.base.wrapping_add(offset)), most as usize)
+        }
+    };
+    let room = (0x1000 - linear.page_offset()) as usize;
+    let take = room.min(most);
+    let chunk = bytes.get_mut(have..have + take).ok_or(Outcome::Unsupported)?;
+    let gpa = translate(regs, bus, linear, Access::Fetch).map_err(Outcome::Exception)?;
+    bus.read_ram(gpa, chunk).map_err(|_| Outcome::Unsupported)?;
+    Ok(take)
 }
 
 /// `Err(Again)` says that more bytes are needed.
@@ -86,6 +97,8 @@ fn decode(regs: &Registers, bytes: [u8; MAX_LENGTH], have: usize) -> Result<Deco
     if instruction.is_invalid() {
         return Err(match decoder.last_error() {
             iced_x86::DecoderError::NoMoreBytes => Outcome::Again,
+            // Too long.
+            _ if decoder.position() >= MAX_LENGTH => Outcome::Exception(Exception::GP),
             _ => Outcome::Exception(Exception::UD),
         });
     }

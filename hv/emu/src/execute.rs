@@ -1,10 +1,10 @@
 //! Execution of memory and port instructions.
 
 use crate::alu::{self, CF, Op, ZF};
-use crate::operand::{Cpu, Gpr, MAX_OPERAND, Operand, effective, general, get, linear, memory_width, set, vector};
-use crate::{Access, Bus, Decoded, Exception, Outcome, Registers, Upper, ports, string};
-use hv_defs::Width;
-use hv_defs::regs::Cr0;
+use crate::operand::{Cpu, Gpr, MAX_OPERAND, Operand, effective, general, get, memory_width, set, vector};
+use crate::{Access, Bitness, Bus, Decoded, Exception, Outcome, Registers, Upper, ports, segment, string};
+use hv_defs::regs::{Cr0, Cr4};
+use hv_defs::{Segment, Width};
 use iced_x86::{Mnemonic, OpKind, Register};
 
 /// Executes one instruction. On `Done`, registers, flags and RIP are what the CPU would leave.
@@ -179,10 +179,10 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
     /// CMPXCHG8B and CMPXCHG16B: `half` is the width of each register of the pairs.
     fn compare_exchange_pair(&mut self, half: Width) -> Result<()> {
         let bits = 8 * half.bytes() as u32;
-        if half == Width::B8 && effective(self.regs, self.i).0 & 0xF != 0 {
+        let location = self.memory(2 * half.bytes(), Access::Write)?;
+        if half == Width::B8 && !location.is_aligned(16) {
             return Err(Exception::GP.into());
         }
-        let location = self.memory(2 * half.bytes(), Access::Write)?;
         let old = location.load(self.bus);
         let pair = |low: u64, high: u64| u128::from(low & half.mask()) | (u128::from(high & half.mask()) << bits);
         let [rax, rcx, rdx, rbx, ..] = self.regs.gpr;
@@ -207,8 +207,9 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
             (OpKind::Memory, Operand::Register(Gpr { width, .. })) => {
                 let bytes = width.bytes() as i64;
                 let unit = (sign_extend(bit, width) as i64).div_euclid(8 * bytes).wrapping_mul(bytes);
-                let address = self.regs.wrap(effective(self.regs, self.i).0.wrapping_add(unit as u64));
-                (Operand::Memory(self.locate(address, width.bytes(), access)?, width), width)
+                let place = effective(self.regs, self.i);
+                let offset = place.offset.wrapping_add(unit as u64) & place.mask;
+                (Operand::Memory(self.locate(place.segment, offset, width.bytes(), access)?, width), width)
             }
             _ => self.sized(0, access)?,
         };
@@ -233,7 +234,7 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
         let pointer = self.stack_pointer();
         let value = self.load(source);
         let top = get(self.regs, pointer).wrapping_sub(width.bytes() as u64) & pointer.width.mask();
-        let location = self.locate(linear(self.regs, Register::SS, top), width.bytes(), Access::Write)?;
+        let location = self.locate(Register::SS, top, width.bytes(), Access::Write)?;
         location.store(self.bus, u128::from(value));
         set(self.regs, pointer, top);
         Ok(())
@@ -244,7 +245,7 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
         let width = memory_width(self.i).filter(|_| self.i.op0_kind() == OpKind::Memory).ok_or(Stop::Unsupported)?;
         let pointer = self.stack_pointer();
         let top = get(self.regs, pointer);
-        let source = self.locate(linear(self.regs, Register::SS, top), width.bytes(), Access::Read)?;
+        let source = self.locate(Register::SS, top, width.bytes(), Access::Read)?;
         let value = source.load(self.bus);
         // A fault of the store takes this back: `emulate` then drops the registers.
         set(self.regs, pointer, top.wrapping_add(width.bytes() as u64) & pointer.width.mask());
@@ -252,32 +253,49 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
         Ok(())
     }
 
-    // Stack width follows SS.B; outside 64-bit code that is the code size in every system we run.
     fn stack_pointer(&self) -> Gpr {
-        Gpr::new(4, self.regs.bitness.width())
+        let width = match self.regs.bitness {
+            Bitness::Bits64 => Width::B8,
+            _ if self.regs.ss.has(Segment::BIG) => Width::B4,
+            _ => Width::B2,
+        };
+        Gpr::new(4, width)
     }
 
     /// SSE and AVX moves of at most `most` bytes between a vector register and memory.
     fn vector_move(&mut self, most: usize, upper: Upper) -> Result<()> {
-        // SDM volume 3, table 14-1: the registers may be another task's, whom the guest's kernel saves when this faults.
-        if self.regs.cr0 & Cr0::EM.bits() != 0 {
-            return Err(Exception::UD.into());
-        }
-        if self.regs.cr0 & Cr0::TS.bits() != 0 {
-            return Err(Exception::NM.into());
-        }
+        self.may_use_vectors(upper)?;
         let number = if self.i.op1_kind() == OpKind::Memory { 0 } else { 1 };
         if self.i.op_kind(1 - number) != OpKind::Memory {
             return Err(Stop::Unsupported);
         }
         let (index, len) = vector(self.i.op_register(number)).ok_or(Stop::Unsupported)?;
         let value = self.bus.vector(index).ok_or(Stop::Unsupported)?;
+        let (len, access) = (len.min(most), if number == 1 { Access::Write } else { Access::Read });
+        let location = self.memory(len, access)?;
+        if wants_alignment(self.i.mnemonic()) && !location.is_aligned(len) {
+            return Err(Exception::GP.into());
+        }
         if number == 1 {
-            self.memory(len.min(most), Access::Write)?.store_vector(self.bus, value);
+            location.store_vector(self.bus, value);
             return Ok(());
         }
-        let value = self.memory(len.min(most), Access::Read)?.load_vector(self.bus);
+        let value = location.load_vector(self.bus);
         self.bus.set_vector(index, value, upper).ok_or(Stop::Unsupported)
+    }
+
+    /// SDM volume 3, 14.1 and table 14-1. The registers may be another task's, whom the guest's kernel saves at #NM.
+    fn may_use_vectors(&self, upper: Upper) -> Result<()> {
+        let (cr0, cr4) = (self.regs.cr0, self.regs.cr4);
+        let exist = match upper {
+            Upper::Kept => cr0 & Cr0::EM.bits() == 0 && cr4 & Cr4::OSFXSR.bits() != 0,
+            Upper::Loaded => cr4 & Cr4::OSXSAVE.bits() != 0 && segment::has_descriptors(self.regs),
+        };
+        match exist {
+            false => Err(Exception::UD.into()),
+            true if cr0 & Cr0::TS.bits() != 0 => Err(Exception::NM.into()),
+            true => Ok(()),
+        }
     }
 
     fn port_in(&mut self) -> Result<()> {
@@ -311,6 +329,15 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
         let change = alu::STATUS & !keep;
         self.regs.rflags = self.regs.rflags & !change | status & change;
     }
+}
+
+/// Vector moves that fault when their operand is not aligned to its size, whoever makes them.
+const fn wants_alignment(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    let plain = matches!(mnemonic, M::Movaps | M::Movapd | M::Movdqa | M::Vmovaps | M::Vmovapd | M::Vmovdqa);
+    let legacy = matches!(mnemonic, M::Movntdq | M::Movntps | M::Movntpd | M::Movntdqa);
+    let vex = matches!(mnemonic, M::Vmovntdq | M::Vmovntps | M::Vmovntpd | M::Vmovntdqa);
+    plain || legacy || vex
 }
 
 fn swap_bytes(value: u64, width: Width) -> u64 {

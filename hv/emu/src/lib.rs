@@ -11,6 +11,7 @@ mod decode;
 mod execute;
 mod operand;
 mod ports;
+mod segment;
 mod string;
 mod walk;
 
@@ -21,7 +22,7 @@ pub use decode::{Decoded, fetch, warm_up};
 pub use execute::emulate;
 pub use walk::{Access, translate};
 
-use hv_defs::{Gpa, Gva, Width};
+use hv_defs::{Gpa, Gva, Segment, Width};
 
 /// Code size of a segment: the default operand and address size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,15 +45,6 @@ impl Bitness {
             Self::Bits64 => Width::B8,
         }
     }
-}
-
-/// What address computation needs of a segment register.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Segment {
-    /// Linear base address.
-    pub base: u64,
-    /// Last valid offset, in bytes (already scaled by granularity).
-    pub limit: u32,
 }
 
 /// The guest's registers, in the order of the hardware encoding.
@@ -148,7 +140,7 @@ pub enum Upper {
 /// An exception to inject into the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
-    /// Vector: 6 #UD, 7 #NM, 12 #SS, 13 #GP, 14 #PF.
+    /// Vector: 6 #UD, 7 #NM, 12 #SS, 13 #GP, 14 #PF, 17 #AC.
     pub vector: u8,
     /// Error code, for vectors that push one.
     pub error_code: Option<u32>,
@@ -165,6 +157,8 @@ impl Exception {
     pub const SS: Self = Self { vector: 12, error_code: Some(0), cr2: None };
     /// #GP(0).
     pub const GP: Self = Self { vector: 13, error_code: Some(0), cr2: None };
+    /// #AC(0).
+    pub const AC: Self = Self { vector: 17, error_code: Some(0), cr2: None };
 }
 
 /// How an emulation ended.

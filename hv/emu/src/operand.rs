@@ -1,7 +1,7 @@
 //! Operands: registers, immediates and memory locations of a decoded instruction.
 
 use crate::execute::Stop;
-use crate::{Access, Bitness, Bus, Exception, Registers, Segment, Vector, translate};
+use crate::{Access, Bus, Exception, Registers, Vector, segment, translate};
 use hv_defs::{Gpa, Gva, Width};
 use iced_x86::{Instruction, MemorySize, OpKind, Register};
 
@@ -26,21 +26,22 @@ pub fn general(register: Register) -> Option<Gpr> {
     let within = |first: Register, last: Register| {
         (number >= first as u32 && number <= last as u32).then(|| (number - first as u32) as usize)
     };
+    // What addresses are made of, and most operands, first.
+    let banks = [
+        (Register::RAX, Register::R15, Width::B8),
+        (Register::EAX, Register::R15D, Width::B4),
+        (Register::AX, Register::R15W, Width::B2),
+    ];
+    if let Some(gpr) = banks.iter().find_map(|&(first, last, width)| Some(Gpr::new(within(first, last)?, width))) {
+        return Some(gpr);
+    }
     if let Some(n) = within(Register::AL, Register::BL) {
         return Some(Gpr::new(n, Width::B1));
     }
     if let Some(n) = within(Register::AH, Register::BH) {
         return Some(Gpr { index: n, width: Width::B1, shift: 8 });
     }
-    if let Some(n) = within(Register::SPL, Register::R15L) {
-        return Some(Gpr::new(n + 4, Width::B1));
-    }
-    let banks = [
-        (Register::AX, Register::R15W, Width::B2),
-        (Register::EAX, Register::R15D, Width::B4),
-        (Register::RAX, Register::R15, Width::B8),
-    ];
-    banks.iter().find_map(|&(first, last, width)| within(first, last).map(|index| Gpr::new(index, width)))
+    within(Register::SPL, Register::R15L).map(|n| Gpr::new(n + 4, Width::B1))
 }
 
 /// Reads a general register, zero-extended.
@@ -82,32 +83,23 @@ pub fn memory_width(instruction: &Instruction) -> Option<Width> {
     })
 }
 
-/// Linear base of a segment: zero for all but FS and GS in 64-bit code.
-pub fn segment_base(regs: &Registers, register: Register) -> u64 {
-    let flat = regs.bitness == Bitness::Bits64;
-    let base = |segment: &Segment| if flat { 0 } else { segment.base };
-    match register {
-        Register::ES => base(&regs.es),
-        Register::CS => base(&regs.cs),
-        Register::SS => base(&regs.ss),
-        Register::FS => regs.fs.base,
-        Register::GS => regs.gs.base,
-        _ => base(&regs.ds),
-    }
+/// Where in its segment a memory operand lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub segment: Register,
+    pub offset: u64,
+    /// Bits that an offset has with this address size.
+    pub mask: u64,
 }
 
-/// Linear address of `offset` in a segment.
-pub fn linear(regs: &Registers, segment: Register, offset: u64) -> Gva {
-    regs.wrap(segment_base(regs, segment).wrapping_add(offset))
-}
-
-/// Linear address of the instruction's memory operand (SDM 1 3.7.5).
-pub fn effective(regs: &Registers, instruction: &Instruction) -> Gva {
+/// The place of the instruction's memory operand (SDM 1 3.7.5).
+pub fn effective(regs: &Registers, instruction: &Instruction) -> Place {
+    let segment = instruction.memory_segment();
     let base = instruction.memory_base();
     let index = instruction.memory_index();
     let displacement = instruction.memory_displacement64();
     if base == Register::RIP || base == Register::EIP {
-        return linear(regs, instruction.memory_segment(), displacement);
+        return Place { segment, offset: displacement, mask: u64::MAX };
     }
     let mut offset = displacement;
     let mut width = None;
@@ -121,7 +113,8 @@ pub fn effective(regs: &Registers, instruction: &Instruction) -> Gva {
         width = Some(gpr.width);
     }
     let width = width.or(Width::from_bytes(instruction.memory_displ_size() as usize));
-    linear(regs, instruction.memory_segment(), offset & width.map_or(u64::MAX, Width::mask))
+    let mask = width.map_or(u64::MAX, Width::mask);
+    Place { segment, offset: offset & mask, mask }
 }
 
 /// A memory location of 1 to 32 bytes, already translated; at most two pages.
@@ -152,6 +145,11 @@ impl Location {
             None
         };
         Ok(Self { first, second, len })
+    }
+
+    /// Whether it begins at a multiple of `size`, a power of two up to a page.
+    pub fn is_aligned(&self, size: usize) -> bool {
+        self.first.0 & (size as u64).wrapping_sub(1) == 0
     }
 
     /// Runs `each` over pieces of at most 8 bytes, none of which crosses a page.
@@ -250,12 +248,25 @@ impl<B: Bus + ?Sized> Cpu<'_, B> {
 
     /// The first `len` bytes of the memory operand.
     pub fn memory(&mut self, len: usize, access: Access) -> Result<Location, Exception> {
-        self.locate(effective(self.regs, self.i), len, access)
+        let Place { segment, offset, .. } = effective(self.regs, self.i);
+        self.locate(segment, offset, len, access)
     }
 
-    /// `len` bytes at a linear address.
-    pub fn locate(&mut self, address: Gva, len: usize, access: Access) -> Result<Location, Exception> {
-        Location::new(self.regs, self.bus, address, len, access)
+    /// `len` bytes at an offset of a segment.
+    pub fn locate(
+        &mut self,
+        register: Register,
+        offset: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<Location, Exception> {
+        let address = segment::linear(self.regs, register, offset, len, access)?;
+        let location = Location::new(self.regs, self.bus, address, len, access)
+            .map_err(|fault| segment::of_stack(register, fault))?;
+        if self.regs.cpl == 3 {
+            segment::check_alignment(self.regs, location.first.0, len)?;
+        }
+        Ok(location)
     }
 
     /// Value, zero-extended (immediates are sign-extended to 64 bits).

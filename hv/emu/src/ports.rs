@@ -2,7 +2,7 @@
 //! is what lies at RIP by now, and another virtual CPU may have put it there.
 
 use hv_defs::regs::{Cr0, Rflags};
-use hv_defs::{Gva, Width};
+use hv_defs::{Gva, Segment, Width};
 
 use crate::operand::Cpu;
 use crate::{Access, Bus, Exception, Registers, translate};
@@ -19,6 +19,10 @@ pub fn check<B: Bus + ?Sized>(cpu: &mut Cpu<'_, B>, port: u16, width: Width) -> 
     let privileged = u64::from(regs.cpl) <= regs.rflags >> Rflags::IOPL_SHIFT & 3;
     if !protected || (privileged && regs.rflags & Rflags::VM.bits() == 0) {
         return Ok(());
+    }
+    // A 16-bit task has no bitmap.
+    if !regs.tr.has(Segment::TASK_32) {
+        return Err(Exception::GP);
     }
     let base = task_word(cpu, BITMAP_BASE)?;
     let bits = task_word(cpu, u64::from(base) + u64::from(port / 8))?;

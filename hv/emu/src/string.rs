@@ -2,7 +2,7 @@
 
 use crate::alu::{self, Op, ZF};
 use crate::execute::{Step, Stop};
-use crate::operand::{Cpu, Gpr, Location, get, linear, set};
+use crate::operand::{Cpu, Gpr, Location, get, set};
 use crate::{Access, Bus, Exception, ports};
 use hv_defs::Width;
 use hv_defs::regs::Rflags;
@@ -155,7 +155,7 @@ impl StringOp {
         access: Access,
     ) -> Result<Location, Exception> {
         let offset = get(cpu.regs, Gpr::new(pointer, self.address));
-        cpu.locate(linear(cpu.regs, segment, offset), self.width.bytes(), access)
+        cpu.locate(segment, offset, self.width.bytes(), access)
     }
 
     fn step<B: Bus + ?Sized>(&self, cpu: &mut Cpu<'_, B>, pointer: usize) {

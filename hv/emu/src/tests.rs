@@ -5,6 +5,8 @@ use crate::alu::Op;
 use hv_defs::Gva;
 use std::vec::Vec;
 
+mod checks;
+
 const DEVICE: u64 = 0xF000_0000;
 
 #[derive(Default)]
@@ -32,7 +34,7 @@ impl Machine {
         Registers {
             cr0: 0x8001_0011,
             cr3: 0x1000,
-            cr4: 0x20,
+            cr4: 0x4_0220,
             efer: 0xD00,
             bitness: Bitness::Bits64,
             rip: 0x8000,
@@ -88,6 +90,11 @@ impl Bus for Machine {
         self.vectors.get_mut(usize::from(index))?[..len].copy_from_slice(&value[..len]);
         Some(())
     }
+}
+
+fn real_mode() -> Registers {
+    let (cs, data) = (Segment::REAL_CODE, Segment::REAL_DATA);
+    Registers { rflags: 2, rip: 0x100, cs, ds: data, es: data, ss: data, fs: data, gs: data, ..Registers::default() }
 }
 
 fn at_device() -> (Machine, Registers) {
@@ -420,7 +427,7 @@ fn legacy_and_pae_walks() {
 #[test]
 fn real_mode_uses_segments() {
     let mut machine = Machine::new();
-    let mut regs = Registers { rflags: 2, rip: 0x100, ..Registers::default() };
+    let mut regs = real_mode();
     regs.cs.base = 0x1000;
     regs.ds.base = 0x2_0000;
     regs.es.base = 0x3_0000;
@@ -463,7 +470,7 @@ fn random_bytes_never_panic() {
     };
     let mut machine = Machine::new();
     for round in 0..200_000 {
-        let mut regs = if round % 2 == 0 { machine.long_mode() } else { Registers::default() };
+        let mut regs = if round % 2 == 0 { machine.long_mode() } else { real_mode() };
         regs.rip = 0x8000;
         for gpr in &mut regs.gpr {
             *gpr = next() >> (next() % 64);
@@ -497,7 +504,7 @@ fn ports_want_privilege_or_a_bit_of_the_task() {
     let forms: [&[u8]; 4] = [&[0xEE], &[0x66, 0xED], &[0x6C], &[0xF3, 0x6F]];
     let iopl = |level: u64| level << 12;
     // The task's bitmap begins at 0x68 and allows ports 0x70 and 0x71; then it ends.
-    let task = Segment { base: 0x9000, limit: 0x68 + 0x1F };
+    let task = Segment { attrib: 0x8B, limit: 0x68 + 0x1F, base: 0x9000, ..Segment::default() };
     let run = |code: &[u8], cpl: u8, rflags: u64, tr: Segment, port: u64| {
         let mut machine = Machine::new();
         let mut regs = machine.long_mode();

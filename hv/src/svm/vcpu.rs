@@ -145,7 +145,6 @@ impl VirtualCpu for SvmVcpu {
 
     fn registers(&self) -> Registers {
         let save = &self.block.save;
-        let segment = |s: &Segment| hv_emu::Segment { base: s.base, limit: s.limit };
         let mut gpr = self.gprs.0;
         (gpr[0], gpr[4]) = (save.rax, save.rsp);
         let long = save.efer & Efer::LMA.bits() != 0;
@@ -163,13 +162,13 @@ impl VirtualCpu for SvmVcpu {
                 (false, true) => Bitness::Bits32,
                 (false, false) => Bitness::Bits16,
             },
-            cs: segment(&save.cs),
-            ds: segment(&save.ds),
-            es: segment(&save.es),
-            ss: segment(&save.ss),
-            fs: segment(&save.fs),
-            gs: segment(&save.gs),
-            tr: segment(&save.tr),
+            cs: save.cs,
+            ds: save.ds,
+            es: save.es,
+            ss: save.ss,
+            fs: save.fs,
+            gs: save.gs,
+            tr: save.tr,
         }
     }
 

@@ -158,6 +158,12 @@ impl VirtualCpu for VmxVcpu {
         let efer = self.efer();
         let cs_rights = self.vmcs.read(field::GUEST_CS_RIGHTS);
         let long = efer & Efer::LMA.bits() != 0 && cs_rights & rights::LONG != 0;
+        // 64-bit code has no use for the rest; to read it would cost more than most exits do otherwise.
+        let flat = |which: Segment| if long { hv_defs::Segment::default() } else { self.segment(which) };
+        let based = |which: Segment| {
+            let base = || hv_defs::Segment { base: self.vmcs.read(which.fields().base), ..Default::default() };
+            if long { base() } else { self.segment(which) }
+        };
         Registers {
             gpr,
             rip: self.rip(),
@@ -172,12 +178,12 @@ impl VirtualCpu for VmxVcpu {
                 (false, true) => Bitness::Bits32,
                 (false, false) => Bitness::Bits16,
             },
-            cs: self.segment(Segment::Cs),
-            ds: self.segment(Segment::Ds),
-            es: self.segment(Segment::Es),
-            ss: self.segment(Segment::Ss),
-            fs: self.segment(Segment::Fs),
-            gs: self.segment(Segment::Gs),
+            cs: flat(Segment::Cs),
+            ds: flat(Segment::Ds),
+            es: flat(Segment::Es),
+            ss: flat(Segment::Ss),
+            fs: based(Segment::Fs),
+            gs: based(Segment::Gs),
             tr: self.segment(Segment::Tr),
         }
     }
@@ -511,9 +517,14 @@ impl VmxVcpu {
         self.vmcs.read(real) & !owned | self.vmcs.read(shadow) & owned
     }
 
-    fn segment(&self, which: Segment) -> hv_emu::Segment {
-        let SegmentFields { limit, base, .. } = which.fields();
-        hv_emu::Segment { base: self.vmcs.read(base), limit: self.vmcs.read(limit) as u32 }
+    fn segment(&self, which: Segment) -> hv_defs::Segment {
+        let SegmentFields { rights, limit, base, .. } = which.fields();
+        hv_defs::Segment {
+            selector: 0,
+            attrib: rights::packed(self.vmcs.read(rights)),
+            limit: self.vmcs.read(limit) as u32,
+            base: self.vmcs.read(base),
+        }
     }
 }
 

@@ -25,6 +25,9 @@ fn start_up_ipi_sets_the_code_segment() {
     let vcpu = vcpu();
     let regs = vcpu.registers();
     assert_eq!((regs.cs.base, regs.rip, regs.bitness), (0x9A000, 0, Bitness::Bits16));
+    let (data, task) = (Segment::REAL_DATA, (0x8B, 0xFFFF));
+    assert_eq!((regs.ds, regs.ss, regs.gs, regs.cs.attrib, regs.cs.limit), (data, data, data, 0x9B, 0xFFFF));
+    assert_eq!((regs.tr.attrib, regs.tr.limit), task);
     assert_eq!(vcpu.block.save.cs.selector, 0x9A00);
     assert_eq!(vcpu.efer(), 0, "SVME is not shown");
     assert!(!vcpu.interruptible());

@@ -3,9 +3,9 @@
 use core::fmt;
 
 use hv_defs::paging::{Level, Npt};
-use hv_defs::{Gpa, Nanos};
+use hv_defs::{Gpa, Nanos, Segment};
 use hv_dev::apic::Interrupts;
-use hv_emu::{Bitness, Registers, Segment};
+use hv_emu::{Bitness, Registers};
 
 use super::super::Vcpu;
 use crate::frame::Placement;
@@ -41,8 +41,8 @@ impl VirtualCpu for FakeCpu {
     type Extension = ();
 
     fn new(_: &Setup) -> Option<Self> {
-        let flat = Segment { base: 0, limit: u32::MAX };
-        let segments = Registers { cs: flat, ds: flat, es: flat, ss: flat, ..Registers::default() };
+        let flat = Segment::FLAT_DATA;
+        let segments = Registers { cs: Segment::FLAT_CODE, ds: flat, es: flat, ss: flat, ..Registers::default() };
         let regs = Registers { rip: CODE, bitness: Bitness::Bits32, cr0: 1, rflags: 0x202, ..segments };
         Some(Self {
             regs,

@@ -49,6 +49,9 @@ fn start_up_ipi_sets_the_code_segment() {
     let vcpu = vcpu();
     let regs = vcpu.registers();
     assert_eq!((regs.cs.base, regs.rip, regs.bitness), (0x9A000, 0, Bitness::Bits16));
+    let (data, task) = (hv_defs::Segment::REAL_DATA, (0x8B, 0xFFFF));
+    assert_eq!((regs.ds, regs.ss, regs.gs, regs.cs.attrib, regs.cs.limit), (data, data, data, 0x9B, 0xFFFF));
+    assert_eq!((regs.tr.attrib, regs.tr.limit), task);
     assert_eq!(vcpu.vmcs.read(field::GUEST_CS_SELECTOR), 0x9A00);
     assert_eq!((vcpu.efer(), regs.cr0, regs.cr4), (0, regs::CR0_RESET, 0), "as the guest sees them");
     assert_eq!(vcpu.vmcs.read(field::GUEST_CR0) & CR0_OWNED, Cr0::NE.bits());
@@ -64,6 +67,20 @@ fn long_start_is_64_bit_with_flat_segments() {
     assert_eq!((regs.gpr[6], regs.gpr[4], regs.cr3, regs.cr4), (0x7000, 0x8000, 0x9000, 0x20));
     assert_eq!((vcpu.gpr(6), regs.cr0), (0x7000, 0x8000_0011));
     assert_ne!(vcpu.vmcs.read(field::ENTRY_CONTROLS) & u64::from(entry_control::IA32E_GUEST), 0);
+}
+
+/// 64-bit code needs two bases and the task; other code all of it, in AMD-V's format.
+#[test]
+fn segments_are_read_where_they_count() {
+    let mut vcpu = long();
+    vcpu.write_all(&[(field::GUEST_FS_BASE, 0x1234), (field::GUEST_DS_BASE, 0x5678), (field::GUEST_TR_LIMIT, 0x67)]);
+    let regs = vcpu.registers();
+    assert_eq!((regs.fs.base, regs.ds, regs.tr.attrib, regs.tr.limit), (0x1234, Default::default(), 0x8B, 0x67));
+    vcpu.write_all(&[(field::GUEST_CS_RIGHTS, 0xC09B), (field::GUEST_ES_RIGHTS, rights::UNUSABLE | 0xC093)]);
+    let regs = vcpu.registers();
+    let flat = hv_defs::Segment::FLAT_DATA;
+    assert_eq!((regs.bitness, regs.ss, regs.es.attrib), (Bitness::Bits32, flat, 0));
+    assert_eq!(regs.ds, hv_defs::Segment { base: 0x5678, ..flat });
 }
 
 #[test]
