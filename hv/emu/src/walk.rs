@@ -10,6 +10,10 @@ const PTE_U: u64 = 1 << 2;
 const PTE_A: u64 = 1 << 5;
 const PTE_D: u64 = 1 << 6;
 const PTE_PS: u64 = 1 << 7;
+/// Of a large page, that of its 4 KiB entry's PS.
+const PTE_PAT_LARGE: u64 = 1 << 12;
+/// Of a 4 MiB page of the old format: no address, for what CPUs have at most.
+const PTE_RESERVED_4M: u64 = 1 << 21;
 const PTE_NX: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
@@ -85,7 +89,9 @@ impl<B: Bus + ?Sized> Walk<'_, B> {
             let slot = table + ((self.address.0 >> shift) & 0x1FF) * 8;
             let entry = self.load(slot, Width::B8)?;
             let large = entry & PTE_PS != 0 && level > 1;
-            if (entry & PTE_NX != 0 && self.regs.efer & Efer::NXE.bits() == 0) || (large && level > 3) {
+            let mask = (1u64 << shift) - 1;
+            let beyond = large && (level > 3 || entry & mask & ADDRESS & !PTE_PAT_LARGE != 0);
+            if beyond || (entry & PTE_NX != 0 && self.regs.efer & Efer::NXE.bits() == 0) {
                 return Err(self.fault(ERR_P | ERR_RSVD));
             }
             rights.write &= entry & PTE_W != 0;
@@ -94,7 +100,6 @@ impl<B: Bus + ?Sized> Walk<'_, B> {
             if large || level == 1 {
                 self.check(rights)?;
                 self.mark(slot, entry, self.leaf_bits(), Width::B8);
-                let mask = (1u64 << shift) - 1;
                 return Ok(Gpa((entry & ADDRESS & !mask) | (self.address.0 & mask)));
             }
             self.mark(slot, entry, PTE_A, Width::B8);
@@ -109,6 +114,9 @@ impl<B: Bus + ?Sized> Walk<'_, B> {
         let entry = self.load(slot, Width::B4)?;
         let mut rights = Rights { write: entry & PTE_W != 0, user: entry & PTE_U != 0, execute: true };
         if entry & PTE_PS != 0 && self.regs.cr4 & Cr4::PSE.bits() != 0 {
+            if entry & PTE_RESERVED_4M != 0 {
+                return Err(self.fault(ERR_P | ERR_RSVD));
+            }
             self.check(rights)?;
             self.mark(slot, entry, self.leaf_bits(), Width::B4);
             let high = (entry >> 13 & 0xFF) << 32;

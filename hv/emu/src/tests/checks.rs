@@ -287,6 +287,30 @@ fn vector_moves_are_aligned_and_enabled() {
     assert_eq!(run(old, &[0xF3, 0x0F, 0x7F, 0x07]).0, Outcome::Done);
 }
 
+/// A kernel may mark pages by such bits, so that every access faults.
+#[test]
+fn reserved_bits_of_large_pages_fault() {
+    let fault = |address: u64| Err(Exception { vector: 14, error_code: Some(9), cr2: Some(address) });
+    let mut machine = Machine::new();
+    let regs = machine.long_mode();
+    let at = |entry: u64, slot: usize, machine: &mut Machine, regs: &Registers, address: u64| {
+        machine.put(slot, &entry.to_le_bytes());
+        translate(regs, machine, Gva(address), Access::Read)
+    };
+    assert_eq!(at(0x1083, 0x2000, &mut machine, &regs, 0x123), Ok(Gpa(0x123)), "1 GiB, with the PAT bit");
+    for bit in [13, 20, 21, 29] {
+        assert_eq!(at(0x83 | 1 << bit, 0x2000, &mut machine, &regs, 0x123), fault(0x123), "1 GiB, bit {bit}");
+    }
+    machine.put(0x2000, &0x3003u64.to_le_bytes());
+    assert_eq!(at(0x20_1083, 0x3000, &mut machine, &regs, 0x123), Ok(Gpa(0x20_0123)));
+    for bit in [13, 20] {
+        assert_eq!(at(0x83 | 1 << bit, 0x3000, &mut machine, &regs, 0x123), fault(0x123), "2 MiB, bit {bit}");
+    }
+    let old = Registers { cr0: 0x8000_0011, cr3: 0x4000, cr4: 0x10, ..protected() };
+    assert_eq!(at(0x40_1083, 0x4000, &mut machine, &old, 0x123), Ok(Gpa(0x40_0123)));
+    assert_eq!(at(0x60_0083, 0x4000, &mut machine, &old, 0x123), fault(0x123), "4 MiB");
+}
+
 #[test]
 fn addresses_that_are_not_canonical() {
     let (mut machine, mut regs) = at_device();
