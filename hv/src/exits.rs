@@ -178,6 +178,8 @@ fn emulate<V: VirtualCpu>(vcpu: &mut Vcpu<V>, now: Nanos) -> Option<Reason> {
             vcpu.hw.retire(&registers);
             raise(vcpu, what);
         }
+        // A process ends no VM, by what it runs or by what it puts there after the exit.
+        Outcome::Unsupported if registers.cpl == 3 => raise(vcpu, Exception::UD),
         Outcome::Unsupported => return None,
     }
     Some(reason)

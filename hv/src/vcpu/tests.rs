@@ -425,3 +425,19 @@ fn cr4_takes_only_what_cpuid_shows() {
     handle(&mut vcpu, Exit::MoveToCr4);
     assert_eq!((vcpu.hw.regs.cr4, vcpu.hw.rip(), vcpu.hw.event), (0xA0, CODE, None));
 }
+
+/// A process of the guest cannot end its VM by an instruction that Prism does not emulate, or by code in device memory.
+#[test]
+fn a_process_ends_no_vm() {
+    let fault = Some(Event::Exception { vector: 6, error_code: None });
+    let exits = [Exit::NestedFault { gpa: Gpa(0xFEB0_0000), direction: Direction::Read }, Exit::StringPort];
+    for cpl in [3, 0] {
+        for (exit, rip) in [(exits[0], CODE), (exits[1], CODE), (exits[0], 0xFEB0_0000)] {
+            let mut vcpu = one(&[0xD9, 0x03]); // fld dword [ebx]
+            (vcpu.hw.regs.cpl, vcpu.hw.regs.rip) = (cpl, rip);
+            let crashed = handle(&mut vcpu, exit) == Reason::Fatal;
+            assert_eq!(crashed, cpl == 0, "CPL {cpl}, {exit:?} at {rip:#x}");
+            assert_eq!((vcpu.hw.event, vcpu.hw.rip()), (if cpl == 3 { fault } else { None }, rip));
+        }
+    }
+}
