@@ -1,7 +1,8 @@
 //! The console on COM1: Prism's own lines, the guests' UARTs, and the monitor.
 //!
 //! While Prism sets up, lines are written out at once. Once the run loop polls, output goes through a bounded ring so
-//! that no exit ever waits for the UART; what does not fit is dropped and counted.
+//! that no exit ever waits for the UART; what does not fit is dropped and counted. Guests have a part of the ring, each its
+//! share of it: the rest is for Prism's own lines, of which one tells what was dropped of whom.
 
 mod mux;
 
@@ -26,6 +27,8 @@ const PORT: u16 = 0x3F8;
 pub(crate) const ISA_IRQ: u8 = 4;
 /// Bytes that wait for the UART.
 const RING_BYTES: usize = 64 * 1024;
+/// Those of all guests together; the others are for Prism's own lines.
+const GUEST_BYTES: usize = RING_BYTES / 4 * 3;
 /// Bytes sent in one poll at most.
 const POLL_BYTES: usize = 512;
 /// Bytes read in one poll at most.
@@ -97,7 +100,7 @@ pub fn add_vm(vm: u8, name: &str) {
 /// One byte from a guest's UART. Never waits.
 pub fn guest_output(vm: u8, byte: u8, now: Nanos) {
     let console = &mut *CONSOLE.lock();
-    console.with_mux(|mux, out| mux.guest_byte(vm, byte, now, out));
+    console.with_mux(|mux, out| mux.guest_byte(vm, byte, now, GUEST_BYTES, out));
     console.settle(16);
 }
 
@@ -107,7 +110,7 @@ pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
     let count = {
         let console = &mut *CONSOLE.lock();
         console.drain_at = None;
-        console.with_mux(|mux, out| mux.tick(now, out));
+        console.with_mux(|mux, out| mux.tick(now, GUEST_BYTES, out));
         console.receive(&mut bytes)
     };
     for byte in bytes.into_iter().take(count) {
@@ -120,6 +123,7 @@ pub fn poll(now: Nanos, each: &mut dyn FnMut(Event)) {
     let console = &mut *CONSOLE.lock();
     console.with_mux(Mux::prompt);
     console.settle(POLL_BYTES);
+    console.tell_lost();
 }
 
 /// When `poll` wants to be called even if nothing arrives.
@@ -159,18 +163,7 @@ pub fn say(text: fmt::Arguments<'_>) {
         return;
     }
     let console = &mut *CONSOLE.lock();
-    match (&mut console.ring, &mut console.uart) {
-        (Some(ring), _) => {
-            let fresh = console.mux.as_mut().is_none_or(Mux::own_line);
-            let mut out = RingOut { ring, dropped: &mut console.dropped };
-            if !fresh {
-                let _ = out.write_str("\r\n");
-            }
-            line(&mut out, text);
-        }
-        (None, Some(uart)) => line(&mut Direct(uart), text),
-        (None, None) => {}
-    }
+    console.own_line(text);
     console.settle(POLL_BYTES);
 }
 
@@ -202,11 +195,37 @@ impl Console {
         Some(run(mux, &mut |bytes| *dropped += put(ring, bytes)))
     }
 
+    fn own_line(&mut self, text: fmt::Arguments<'_>) {
+        match (&mut self.ring, &mut self.uart) {
+            (Some(ring), _) => {
+                let fresh = self.mux.as_mut().is_none_or(Mux::own_line);
+                let mut out = RingOut { ring, dropped: &mut self.dropped };
+                if !fresh {
+                    let _ = out.write_str("\r\n");
+                }
+                line(&mut out, text);
+            }
+            (None, Some(uart)) => line(&mut Direct(uart), text),
+            (None, None) => {}
+        }
+    }
+
+    /// Says what was lost of guests, once there is room for more.
+    fn tell_lost(&mut self) {
+        while let (Some(0), Some(mux)) = (self.ring.as_ref().map(VecDeque::len), &mut self.mux) {
+            let Some((name, bytes)) = mux.take_lost() else { break };
+            self.dropped += bytes;
+            self.own_line(format_args!("console: {bytes} bytes of {name} dropped"));
+            self.settle(POLL_BYTES);
+        }
+    }
+
     fn deadline(&mut self, now: Nanos) -> Option<Nanos> {
         if self.more_input {
             return Some(now);
         }
-        let draining = self.ring.as_ref().is_some_and(|ring| !ring.is_empty());
+        let lost = self.mux.as_ref().is_some_and(Mux::has_lost);
+        let draining = lost || self.ring.as_ref().is_some_and(|ring| !ring.is_empty());
         // It stays until a poll: a guest that exits all the time must not put it off each time.
         let soon = Nanos(now.0.saturating_add(DRAIN_NANOS));
         self.drain_at = draining.then(|| self.drain_at.unwrap_or(soon));
@@ -240,6 +259,11 @@ impl Console {
             }
             ring.drain(..sent.min(ring.len()));
             left = left.saturating_sub(sent);
+            if ring.is_empty()
+                && let Some(mux) = &mut self.mux
+            {
+                mux.drained();
+            }
         }
     }
 
@@ -329,11 +353,50 @@ mod tests {
         assert_eq!(text, "prism: memory: 5\r\n@stat vm=1 @\r\n");
     }
 
+    fn polled(ring: VecDeque<u8>, mux: Option<Mux>) -> Console {
+        Console { uart: None, ring: Some(ring), mux, polled: true, dropped: 0, more_input: false, drain_at: None }
+    }
+
+    /// Two guests flood a terminal that takes nothing; Prism's lines are all there, then what was lost is told once.
+    #[test]
+    fn guests_that_flood_leave_room_for_prism() {
+        let mut mux = Mux::new();
+        mux.add(1, "loud");
+        mux.add(2, "louder");
+        let mut console = polled(VecDeque::with_capacity(RING_BYTES), Some(mux));
+        let flood = |console: &mut Console, vm: u8| {
+            for byte in (0..2 * RING_BYTES).map(|at| if at % 61 == 60 { b'\n' } else { b'x' }) {
+                console.with_mux(|mux, out| mux.guest_byte(vm, byte, Nanos(0), GUEST_BYTES, out));
+            }
+        };
+        flood(&mut console, 1);
+        for number in 0..100 {
+            console.own_line(format_args!("line {number} of what an operator has to know, such as why a guest ended"));
+            flood(&mut console, 1 + number % 2);
+        }
+        console.tell_lost();
+        assert_eq!(console.dropped, 0, "of Prism's own");
+        let text: Vec<u8> = console.ring.as_mut().unwrap().drain(..).collect();
+        let text = String::from_utf8(text).unwrap();
+        let own: Vec<&str> = text.lines().filter(|line| line.starts_with("prism: line ")).collect();
+        assert_eq!((own.len(), own[99].starts_with("prism: line 99 ")), (100, true));
+        let of = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+        assert!(of("[loud]") > 300 && of("[louder]") > 300, "{} {}", of("[loud]"), of("[louder]"));
+        assert_eq!(console.deadline(Nanos(0)), Some(Nanos(DRAIN_NANOS)), "what was lost is to be told");
+        for name in ["loud", "louder"] {
+            console.tell_lost();
+            let text: Vec<u8> = console.ring.as_mut().unwrap().drain(..).collect();
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.starts_with("prism: console: ") && text.ends_with(&format!(" bytes of {name} dropped\r\n")));
+        }
+        assert!(console.dropped > RING_BYTES as u64);
+        console.tell_lost();
+        assert!(console.ring.as_ref().unwrap().is_empty(), "told once");
+    }
+
     #[test]
     fn exits_do_not_put_the_next_poll_off() {
-        let ring = Some(VecDeque::from([b'a']));
-        let mut console =
-            Console { uart: None, ring, mux: None, polled: true, dropped: 0, more_input: false, drain_at: None };
+        let mut console = polled(VecDeque::from([b'a']), None);
         assert_eq!(console.deadline(Nanos(0)), Some(Nanos(DRAIN_NANOS)));
         assert_eq!(console.deadline(Nanos(DRAIN_NANOS / 2)), Some(Nanos(DRAIN_NANOS)));
         console.ring.as_mut().unwrap().clear();

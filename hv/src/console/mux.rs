@@ -12,6 +12,8 @@ const ESCAPE: u8 = 0x1D;
 const LINE_NANOS: u64 = 1_000_000_000;
 /// Bytes of each guest's latest output that are shown when it gets the focus.
 const HISTORY: usize = 4096;
+/// What is shown around a line at most: its end and that of the line before, brackets and a space.
+const FRAME: usize = 7;
 /// Most guests with a console.
 const MOST_GUESTS: usize = 32;
 
@@ -70,6 +72,18 @@ struct Channel {
     began: Nanos,
     control: Control,
     history: Box<ArrayVec<u8, HISTORY>>,
+    /// Bytes shown since the terminal last had nothing to show, which was its `drained`th time.
+    shown: usize,
+    since: u64,
+    /// Bytes that found no room since that was last told.
+    lost: u64,
+}
+
+/// What a guest may show until the terminal has nothing left to show.
+#[derive(Clone, Copy)]
+struct Share {
+    bytes: usize,
+    drained: u64,
 }
 
 pub(super) struct Mux {
@@ -82,6 +96,8 @@ pub(super) struct Mux {
     prompt_due: bool,
     /// The terminal's cursor stands at the start of a line.
     at_start: bool,
+    /// How often the terminal has shown all there was.
+    drained: u64,
 }
 
 /// Where bytes for the terminal go.
@@ -98,6 +114,7 @@ impl Mux {
             command: ArrayVec::new(),
             prompt_due: false,
             at_start: true,
+            drained: 0,
         }
     }
 
@@ -112,7 +129,25 @@ impl Mux {
             began: Nanos(0),
             control: Control::None,
             history: Box::new(ArrayVec::new()),
+            shown: 0,
+            since: 0,
+            lost: 0,
         });
+    }
+
+    /// The terminal has shown all there was: every guest has its share again.
+    pub(super) fn drained(&mut self) {
+        self.drained += 1;
+    }
+
+    /// A guest whose output was lost, and how many bytes since this was last asked.
+    pub(super) fn take_lost(&mut self) -> Option<(ArrayString<32>, u64)> {
+        let channel = self.channels.iter_mut().find(|channel| channel.lost > 0)?;
+        Some((channel.name, core::mem::take(&mut channel.lost)))
+    }
+
+    pub(super) fn has_lost(&self) -> bool {
+        self.channels.iter().any(|channel| channel.lost > 0)
     }
 
     /// Prism is about to print a line of its own. Whether the cursor is at the start of a line already.
@@ -120,35 +155,38 @@ impl Mux {
         core::mem::replace(&mut self.at_start, true)
     }
 
-    pub(super) fn guest_byte(&mut self, vm: u8, byte: u8, now: Nanos, out: Out<'_>) {
-        let view = self.view;
+    /// A byte of a guest. `room` is what the terminal keeps for all guests together: none has more than its part of it.
+    pub(super) fn guest_byte(&mut self, vm: u8, byte: u8, now: Nanos, room: usize, out: Out<'_>) {
+        let (view, share) = (self.view, self.share(room));
         let Some(channel) = self.channels.iter_mut().find(|channel| channel.vm == vm) else {
             return;
         };
         channel.remember(byte);
         match view {
-            View::Guest(shown) if shown == vm => {
+            View::Guest(shown) if shown == vm && channel.takes(1, share) => {
                 out(&[byte]);
                 self.at_start = byte == b'\n';
             }
-            View::All if channel.collect(byte, now) => {
-                let fresh = core::mem::replace(&mut self.at_start, true);
-                channel.show_line(fresh, out);
-            }
+            View::All if channel.collect(byte, now) => channel.show_line(&mut self.at_start, share, out),
             _ => {}
         }
     }
 
     /// Shows lines that have waited for their end too long.
-    pub(super) fn tick(&mut self, now: Nanos, out: Out<'_>) {
+    pub(super) fn tick(&mut self, now: Nanos, room: usize, out: Out<'_>) {
+        let share = self.share(room);
         if self.view != View::All {
             return;
         }
         for channel in &mut self.channels {
             if !channel.line.is_empty() && now.0 >= channel.began.0.saturating_add(LINE_NANOS) {
-                channel.show_line(core::mem::replace(&mut self.at_start, true), out);
+                channel.show_line(&mut self.at_start, share, out);
             }
         }
+    }
+
+    fn share(&self, room: usize) -> Share {
+        Share { bytes: room / self.channels.len().max(1), drained: self.drained }
     }
 
     pub(super) fn deadline(&self) -> Option<Nanos> {
@@ -313,131 +351,35 @@ impl Channel {
         false
     }
 
-    fn show_line(&mut self, at_start: bool, out: Out<'_>) {
-        if !at_start {
+    /// Whether so many bytes fit its share; else they are lost.
+    fn takes(&mut self, bytes: usize, share: Share) -> bool {
+        if core::mem::replace(&mut self.since, share.drained) != share.drained {
+            self.shown = 0;
+        }
+        let taken = self.shown + bytes <= share.bytes;
+        if taken {
+            self.shown += bytes;
+        } else {
+            self.lost += bytes as u64;
+        }
+        taken
+    }
+
+    /// Shows the line, whole or not at all.
+    fn show_line(&mut self, at_start: &mut bool, share: Share, out: Out<'_>) {
+        if self.takes(self.line.len() + self.name.len() + FRAME, share) {
+            if !core::mem::replace(at_start, true) {
+                out(b"\r\n");
+            }
+            out(b"[");
+            out(self.name.as_bytes());
+            out(b"] ");
+            out(&self.line);
             out(b"\r\n");
         }
-        out(b"[");
-        out(self.name.as_bytes());
-        out(b"] ");
-        out(&self.line);
-        out(b"\r\n");
         self.line.clear();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Rig {
-        mux: Mux,
-        shown: Vec<u8>,
-        events: Vec<Event>,
-    }
-
-    impl Rig {
-        fn new() -> Self {
-            let mut mux = Mux::new();
-            mux.add(1, "alpha");
-            mux.add(2, "beta");
-            Self { mux, shown: Vec::new(), events: Vec::new() }
-        }
-
-        fn guest(&mut self, vm: u8, text: &[u8]) {
-            for &byte in text {
-                self.mux.guest_byte(vm, byte, Nanos(5), &mut |bytes| self.shown.extend(bytes));
-            }
-        }
-
-        fn keys(&mut self, text: &[u8]) {
-            for &byte in text {
-                let event = self.mux.input(byte, &mut |bytes| self.shown.extend(bytes));
-                self.events.extend(event);
-                self.mux.prompt(&mut |bytes| self.shown.extend(bytes));
-            }
-        }
-
-        fn shown(&mut self) -> String {
-            String::from_utf8(core::mem::take(&mut self.shown)).unwrap()
-        }
-    }
-
-    #[test]
-    fn whole_lines_carry_the_guests_name() {
-        let mut rig = Rig::new();
-        rig.guest(1, b"he");
-        rig.guest(2, b"other\r\n");
-        rig.guest(1, b"llo\r\n");
-        assert_eq!(rig.shown(), "[beta] other\r\n[alpha] hello\r\n");
-        rig.guest(3, b"nobody\n");
-        assert_eq!(rig.shown(), "");
-    }
-
-    #[test]
-    fn control_sequences_cannot_move_the_cursor() {
-        let mut rig = Rig::new();
-        rig.guest(1, b"a\x1b[2J\x1b[31mb\x07\x1bMc\n");
-        assert_eq!(rig.shown(), "[alpha] abc\r\n");
-    }
-
-    #[test]
-    fn long_and_late_lines_are_shown_in_parts() {
-        let mut rig = Rig::new();
-        rig.guest(1, &[b'x'; 300]);
-        assert_eq!(rig.shown(), format!("[alpha] {}\r\n", "x".repeat(256)));
-        assert_eq!(rig.mux.deadline(), Some(Nanos(5 + LINE_NANOS)));
-        rig.mux.tick(Nanos(5 + LINE_NANOS), &mut |bytes| rig.shown.extend(bytes));
-        assert_eq!(rig.shown(), format!("[alpha] {}\r\n", "x".repeat(44)));
-        assert_eq!(rig.mux.deadline(), None);
-    }
-
-    #[test]
-    fn focus_shows_one_guest_raw_and_sends_it_the_keys() {
-        let mut rig = Rig::new();
-        rig.guest(2, b"login: ");
-        rig.keys(b"\x1d2");
-        assert_eq!(rig.shown(), "-- beta --\r\nlogin: ");
-        rig.guest(1, b"unseen\n");
-        rig.guest(2, b"\x1b[1m");
-        rig.keys(b"r\x1d\x1d");
-        assert_eq!(rig.shown(), "\x1b[1m");
-        assert_eq!(rig.events, [Event::Input { vm: 2, byte: b'r' }, Event::Input { vm: 2, byte: ESCAPE }]);
-        rig.keys(b"\x1d7");
-        assert_eq!(rig.shown(), "\r\n-- no such guest --\r\n");
-        rig.keys(b"\x1d1");
-        assert_eq!(rig.shown(), "-- alpha --\r\nunseen\n");
-    }
-
-    #[test]
-    fn the_monitor_reads_commands() {
-        let mut rig = Rig::new();
-        rig.keys(b"\x1dm");
-        rig.keys(b"vmsx\x7f\rkill 2\rreset\rreset 300\rstats\rhelp\r");
-        let commands = [Command::Vms, Command::Kill(2), Command::Stats, Command::Help];
-        assert_eq!(rig.events, commands.map(Event::Command));
-        let shown = rig.shown();
-        assert_eq!(shown.matches("unknown; try help").count(), 2);
-        assert!(shown.ends_with("prism> "));
-        rig.guest(1, b"unseen\n");
-        rig.keys(b"\r");
-        assert_eq!(rig.shown(), "\r\n-- back --\r\n");
-        rig.keys(b"k");
-        assert_eq!(rig.events.last(), Some(&Event::Input { vm: 1, byte: b'k' }));
-    }
-
-    #[test]
-    fn no_input_outgrows_a_buffer() {
-        let mut rig = Rig::new();
-        rig.keys(b"\x1dm");
-        rig.keys(&[b'a'; 200]);
-        rig.guest(1, &[b'y'; 3 * HISTORY]);
-        rig.keys(b"\r\r");
-        rig.keys(b"\x1d1");
-        assert!(rig.shown().len() < 2 * HISTORY);
-        for vm in 0..=255 {
-            rig.mux.add(vm, "a name that is a good deal longer than its place");
-        }
-        assert_eq!(rig.mux.channels.len(), MOST_GUESTS);
-    }
-}
+mod tests;
