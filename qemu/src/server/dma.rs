@@ -69,26 +69,31 @@ impl DmaTable {
             Some(file) => Some(self.file(file, request.offset.checked_add(request.size).ok_or(Errno::INVAL)?)?),
             None => None,
         };
-        self.carve(request.address, end);
+        self.carve(request.address, end - 1)?;
         let backing = Backing { memory, offset: request.offset, size: request.size, flags: request.flags };
         self.ranges.insert(request.address, backing);
         self.changes.0 += 1;
         Ok(())
     }
 
-    /// Removes a range, parts of ranges, or everything. Removing what is not there is no error.
+    /// Removes a range, parts of ranges, or everything. Removing what is not there is no error: with an IOMMU, QEMU passes
+    /// on each invalidation as it comes, in powers of two up to all 64 bits of addresses, and takes any error for a failure.
     ///
     /// # Errors
-    /// The errno for the reply: a range that wraps.
+    /// The errno for the reply: a flag that is not known, a range of nothing or one that wraps, too many pieces.
     pub fn unmap(&mut self, request: DmaUnmap) -> Result<(), Errno> {
         self.changes.1 += 1;
-        if request.flags & DMA_UNMAP_ALL != 0 {
+        if request.flags & !DMA_UNMAP_ALL != 0 {
+            return Err(Errno::NOTSUP);
+        }
+        // Sizes have 64 bits, so that the whole space comes as no byte at 0.
+        if request.flags & DMA_UNMAP_ALL != 0 || (request.address == 0 && request.size == 0) {
             self.ranges.clear();
             return Ok(());
         }
-        let end = request.address.checked_add(request.size).ok_or(Errno::INVAL)?;
-        self.carve(request.address, end);
-        Ok(())
+        let more = request.size.checked_sub(1).ok_or(Errno::INVAL)?;
+        let last = request.address.checked_add(more).ok_or(Errno::INVAL)?;
+        self.carve(request.address, last)
     }
 
     /// Copies from client memory. May cross ranges.
@@ -154,29 +159,33 @@ impl DmaTable {
         Some((backing.memory.as_deref()?, offset, size))
     }
 
-    /// Removes `start..end` from every range; a range that it cuts keeps its outer parts.
-    fn carve(&mut self, start: u64, end: u64) {
-        if start >= end {
-            return;
-        }
+    /// Removes `start..=last` from every range; a range that it cuts keeps its outer parts.
+    ///
+    /// # Errors
+    /// `NOSPC` if there would be too many pieces; then it keeps the lower part only.
+    fn carve(&mut self, start: u64, last: u64) -> Result<(), Errno> {
         let before = self.ranges.range(..start).next_back().map(|(at, _)| *at);
-        let inside = self.ranges.range(start..end).map(|(at, _)| *at);
+        let inside = self.ranges.range(start..=last).map(|(at, _)| *at);
         let hit: Vec<u64> = before.into_iter().chain(inside).collect();
         for at in hit {
             let Some(old) = self.ranges.remove(&at) else {
                 continue;
             };
-            let old_end = at.saturating_add(old.size);
+            let old_last = at.saturating_add(old.size - 1);
             if at < start {
                 let kept = old.size.min(start - at);
                 self.ranges.insert(at, Backing { size: kept, ..old.clone() });
             }
-            if old_end > end {
-                let cut = end - at;
+            if old_last > last {
+                if self.ranges.len() >= MAX_RANGES {
+                    return Err(Errno::NOSPC);
+                }
+                let cut = last - at + 1;
                 let tail = Backing { offset: old.offset.saturating_add(cut), size: old.size - cut, ..old };
-                self.ranges.insert(end, tail);
+                self.ranges.insert(last + 1, tail);
             }
         }
+        Ok(())
     }
 
     /// The mapping of `file`, made at first sight; it must hold at least `need` bytes.
@@ -355,6 +364,42 @@ mod tests {
         assert_eq!(starts(&table), []);
     }
 
+    /// What QEMU sends when a guest's IOMMU drops everything, or what nothing was mapped at: no error, and nothing is left.
+    #[test]
+    fn invalidations_of_all_and_of_nothing_are_no_errors() {
+        let top = 1 << 63;
+        let cases: [(&[DmaUnmap], &[u64]); 6] = [
+            (&[unmap(0, 0)], &[]),
+            (&[unmap(0, top), unmap(top, top)], &[]),
+            (&[unmap(top, top)], &[0x1000, 0x8000]),
+            (&[unmap(0, 1 << 48)], &[]),
+            (&[unmap(0, 0x1000), unmap(0x5000, 0x1000), unmap(u64::MAX - 0xfff, 0x1000)], &[0x1000, 0x8000]),
+            (&[unmap(0, 0x8000), unmap(0, 0x8000)], &[0x8000]),
+        ];
+        for (requests, left) in cases {
+            let mut table = DmaTable::default();
+            table.map(map(0x1000, 0x2000, 0), None).unwrap();
+            table.map(map(0x8000, 0x1000, 0), None).unwrap();
+            for request in requests {
+                assert_eq!(table.unmap(*request), Ok(()), "{request:x?}");
+            }
+            let starts: Vec<u64> = table.ranges.keys().copied().collect();
+            assert_eq!(starts, left, "{requests:x?}");
+        }
+    }
+
+    /// A range cut into many pieces is bounded like many ranges; what finds no room is gone, not kept.
+    #[test]
+    fn pieces_are_bounded() {
+        let mut table = DmaTable::default();
+        table.map(map(0, 1 << 40, 0), None).unwrap();
+        let cut = |n: u64| unmap(n * 0x2000, 0x1000);
+        let refused = (1..).find(|n| table.unmap(cut(*n)).is_err()).unwrap();
+        assert_eq!((refused, table.ranges.len()), (MAX_RANGES as u64, MAX_RANGES));
+        assert_eq!(table.unmap(cut(refused + 1)), Ok(()), "nothing is mapped there any more");
+        assert!(table.ranges.range(refused * 0x2000..).next().is_none());
+    }
+
     #[test]
     fn a_map_over_a_range_replaces_that_part() {
         let mut table = DmaTable::default();
@@ -373,6 +418,8 @@ mod tests {
         assert_eq!(table.map(map(0, 0x2000, 0), Some(file(0x1000))), Err(Errno::INVAL));
         assert_eq!(table.map(map(0, 0x1000, u64::MAX), Some(file(0x1000))), Err(Errno::INVAL));
         assert_eq!(table.unmap(unmap(u64::MAX, 2)), Err(Errno::INVAL));
+        assert_eq!(table.unmap(unmap(0x1000, 0)), Err(Errno::INVAL));
+        assert_eq!(table.unmap(DmaUnmap { flags: 1, ..unmap(0, 0x1000) }), Err(Errno::NOTSUP));
         assert_eq!(starts(&table), []);
     }
 
