@@ -7,6 +7,7 @@ mod boot;
 mod clean;
 mod functions;
 mod lifecycle;
+mod lines;
 mod memory;
 mod restart;
 mod tables;
@@ -35,6 +36,7 @@ pub use self::tables::{DirtyPage, Fault, PageMapping};
 
 use self::functions::Functions;
 use self::lifecycle::Lifecycle;
+use self::lines::Lines;
 use self::tables::{Tables, Tracking};
 use self::timed::Timed;
 pub(crate) use self::wires::VmWires;
@@ -44,7 +46,7 @@ use crate::load::OnCrash;
 use crate::nested::{NestedMap, Pool};
 use crate::percpu::CpuId;
 use crate::stats::VmStats;
-use crate::time;
+use crate::{say, time};
 
 pub use crate::cpus::VmId;
 
@@ -101,6 +103,7 @@ pub struct Vm {
     on_crash: OnCrash,
     wall_clock: u64,
     stats: VmStats,
+    lines: Mutex<Lines>,
 }
 
 impl Vm {
@@ -137,6 +140,7 @@ impl Vm {
             on_crash: setup.on_crash,
             wall_clock: setup.wall_clock,
             stats: VmStats::default(),
+            lines: Mutex::new(Lines::new()),
         })
     }
 
@@ -189,6 +193,22 @@ impl Vm {
 
     pub(crate) fn on_crash(&self) -> OnCrash {
         self.on_crash
+    }
+
+    /// A line of Prism's that this VM's guest can cause at will: too many are held back and counted.
+    pub fn say(&self, text: fmt::Arguments<'_>) {
+        let held = self.lines.lock().ask(time::now());
+        if let Some(held) = held {
+            self.say_held(held);
+            say!("{text}");
+        }
+    }
+
+    /// Says how many were.
+    fn say_held(&self, held: u64) {
+        if held > 0 {
+            say!("{self}: {held} more lines like these");
+        }
     }
 }
 

@@ -65,7 +65,7 @@ impl VgpuFunction {
     fn map_slice(&self, vm: &Vm, base: u64) {
         let (offset, size) = (self.slice.offset, self.slice.size);
         if vm.map_range(DEVICE, GMADR, (offset, size), Hpa(base.wrapping_add(offset)), Access::ReadWrite).is_none() {
-            hv::say!("vm {}: the aperture cannot be mapped; stores to it are lost", self.vm.0);
+            vm.say(format_args!("{vm}: the aperture cannot be mapped; stores to it are lost"));
         }
     }
 

@@ -30,11 +30,13 @@ pub fn consider(deadline: Option<Nanos>) {
 
 /// Says what the mediator reports, and stops the VM where it asks for that.
 pub fn carry_out(report: &Report) {
-    say!("{report}");
-    match report.action {
-        Action::Note => {}
-        Action::StopVm => {
-            if let Some(vm) = hv::machine::vm(from_gvt(report.vm)) {
+    match (report.action, hv::machine::vm(from_gvt(report.vm))) {
+        // As often as its guest likes.
+        (Action::Note, Some(vm)) => vm.say(format_args!("{report}")),
+        (Action::Note, None) => say!("{report}"),
+        (Action::StopVm, vm) => {
+            say!("{report}");
+            if let Some(vm) = vm {
                 vm.request(Request::Crash);
             }
         }

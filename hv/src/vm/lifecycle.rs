@@ -277,6 +277,8 @@ impl Vm {
     }
 
     fn end(&self, request: Request, status: Status, state: &str, cause: &str) {
+        let held = self.lines.lock().take_held();
+        self.say_held(held);
         self.tell(state, cause);
         self.done(request, status);
     }
