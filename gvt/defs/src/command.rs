@@ -1,6 +1,9 @@
-//! Every command that Gen9's command streamers take, as data: length, engines, where addresses stand, privilege.
-//! Both the software GPU and the mediator's audit read these tables.
+//! Every command that Gen9's command streamers take, as data: length, engines, where addresses and registers stand,
+//! privilege. Both the software GPU and the mediator's audit read these tables (design D17).
 
+use crate::gfx::pipe_control;
+use crate::operand::Given::{Fixed, Narrow, Wide};
+use crate::operand::{Access, Bytes, Flag, Forms, Memory, Register};
 use crate::{Engine, EngineMask, blt, gfx, mi};
 
 /// How long a command is.
@@ -23,48 +26,6 @@ impl Length {
     }
 }
 
-/// In which space an address lies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Space {
-    /// GGTT if this bit of the header is set, else PPGTT.
-    GgttIfHeader(u32),
-    /// PPGTT if this bit of the header is set, else GGTT.
-    PpgttIfHeader(u32),
-    /// GGTT if bit `bit` of dword `dword` is set, else PPGTT.
-    GgttIf {
-        /// Which dword.
-        dword: u8,
-        /// Which bit, as a mask.
-        bit: u32,
-    },
-    /// Always the PPGTT of the context.
-    Ppgtt,
-    /// Always the GGTT.
-    Ggtt,
-}
-
-/// What the engine does at an address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// It only reads.
-    Read,
-    /// It may write.
-    Write,
-    /// It fetches commands.
-    Execute,
-}
-
-/// A 64-bit address in a command: low dword at `dword`, high dword after it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Address {
-    /// Dword of the low half.
-    pub dword: u8,
-    /// Space that it points into.
-    pub space: Space,
-    /// What is done there.
-    pub access: Access,
-}
-
 /// Who may use a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Privilege {
@@ -85,8 +46,12 @@ pub struct Command {
     pub length: Length,
     /// Engines that know it.
     pub engines: EngineMask,
-    /// Addresses in it.
-    pub addresses: &'static [Address],
+    /// Lengths that make sense. What has memory or registers has them here.
+    pub forms: Forms,
+    /// Memory that it names.
+    pub memory: &'static [Memory],
+    /// Registers that it names.
+    pub registers: &'static [Register],
     /// Who may use it.
     pub privilege: Privilege,
 }
@@ -99,31 +64,52 @@ const ALL: EngineMask = EngineMask::ALL;
 const RCS: EngineMask = EngineMask::RCS;
 const MEDIA: EngineMask = EngineMask::VCS.or(EngineMask::VECS);
 
-const fn at(dword: u8, space: Space, access: Access) -> Address {
-    Address { dword, space, access }
-}
+/// "Use global GTT" of most commands.
+const GLOBAL: Flag = Flag::set(0, mi::GLOBAL_GTT);
 
-const GGTT_22: Space = Space::GgttIfHeader(mi::GLOBAL_GTT);
-const READ_1: [Address; 1] = [at(1, GGTT_22, Access::Read)];
-const WRITE_1: [Address; 1] = [at(1, GGTT_22, Access::Write)];
-const READ_2: [Address; 1] = [at(2, GGTT_22, Access::Read)];
-const WRITE_2: [Address; 1] = [at(2, GGTT_22, Access::Write)];
-const FLUSH: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: mi::FLUSH_DW1_GLOBAL_GTT }, Access::Write)];
-const COPY: [Address; 2] = [
-    at(1, Space::GgttIfHeader(mi::COPY_DESTINATION_GLOBAL_GTT), Access::Write),
-    at(3, Space::GgttIfHeader(mi::COPY_SOURCE_GLOBAL_GTT), Access::Read),
+const SEMAPHORE: [Memory; 1] =
+    [Memory { unused: Flag::set(0, mi::SEMAPHORE_REGISTER_POLL), ..Memory::read(Wide(2), GLOBAL, 4) }];
+const POLLED: [Register; 1] = [Register { unused: Flag::clear(0, mi::SEMAPHORE_REGISTER_POLL), ..Register::read(2) }];
+const STORE_DATA: [Memory; 1] = [Memory::write(Wide(1), GLOBAL, Bytes::Data(3, mi::STORE_QWORD))];
+/// In the status page of the context, or, without the bit, of the engine. It has no high half.
+const STORE_INDEX: [Memory; 1] = [Memory {
+    mask: 0xFFC,
+    index: Flag::ALWAYS,
+    ..Memory::write(Narrow(1), Flag::clear(0, mi::STORE_INDEX_PPHWSP), Bytes::Most(8))
+}];
+/// The head of the ring, into a status page: which, is told in two ways.
+const HEAD: [Memory; 1] = [Memory { index: Flag::ALWAYS, ..Memory::write(Fixed(0x10), Flag::ALWAYS, Bytes::Most(4)) }];
+const STORE_REGISTER: [Memory; 1] = [Memory::write(Wide(2), GLOBAL, Bytes::Most(4))];
+const LOAD_REGISTER: [Memory; 1] = [Memory::read(Wide(2), GLOBAL, 4)];
+const FLUSH: [Memory; 1] = [Memory {
+    mask: !7,
+    index: Flag::set(0, mi::FLUSH_STORE_INDEX),
+    unused: Flag::clear(0, mi::FLUSH_POST_SYNC_MASK),
+    ..Memory::write(Wide(1), Flag::set(1, mi::FLUSH_DW1_GLOBAL_GTT), Bytes::Most(8))
+}];
+const LINE: [Memory; 1] = [Memory { mask: !0xFFF, ..Memory::read(Wide(1), GLOBAL, 4096) }];
+const REPORT: [Memory; 1] =
+    [Memory { mask: !63, ..Memory::write(Wide(1), Flag::set(1, mi::REPORT_DW1_GLOBAL_GTT), Bytes::Most(256)) }];
+const RESOURCE_STORE: [Memory; 1] = [Memory::write(Wide(1), Flag::NEVER, Bytes::Most(4))];
+const URB_LOAD: [Memory; 1] = [Memory { mask: !63, ..Memory::read(Wide(2), Flag::NEVER, 64) }];
+const URB_STORE: [Memory; 1] = [Memory { mask: !63, ..Memory::write(Wide(2), Flag::NEVER, Bytes::Most(64)) }];
+const COPY: [Memory; 2] = [
+    Memory::write(Wide(1), Flag::set(0, mi::COPY_DESTINATION_GLOBAL_GTT), Bytes::Most(4)),
+    Memory::read(Wide(3), Flag::set(0, mi::COPY_SOURCE_GLOBAL_GTT), 4),
 ];
-const START: [Address; 1] = [at(1, Space::PpgttIfHeader(mi::BB_PPGTT), Access::Execute)];
-const REPORT: [Address; 1] = [at(1, Space::GgttIf { dword: 1, bit: mi::REPORT_DW1_GLOBAL_GTT }, Access::Write)];
+const ATOMIC: [Memory; 1] = [Memory::write(Wide(1), GLOBAL, Bytes::Atomic)];
+const START: [Memory; 1] =
+    [Memory { access: Access::Execute, ..Memory::read(Wide(1), Flag::clear(0, mi::BB_PPGTT), 4) }];
+/// A mask may follow the value.
+const COMPARE: [Memory; 1] = [Memory::read(Wide(2), GLOBAL, 8)];
+const PAIRS: [Register; 1] = [Register { every: 2, ..Register::write(1) }];
+const SOURCE: [Register; 1] = [Register::read(1)];
+const TARGET: [Register; 1] = [Register::write(1)];
+const MOVE: [Register; 2] = [Register::read(1), Register::write(2)];
 
-const fn command(
-    name: &'static str,
-    opcode: u32,
-    length: Length,
-    engines: EngineMask,
-    addresses: &'static [Address],
-) -> Command {
-    Command { name, opcode, length, engines, addresses, privilege: Privilege::Any }
+const fn command(name: &'static str, opcode: u32, length: Length, engines: EngineMask) -> Command {
+    let forms = if matches!(length, Length::Fixed(_)) { Forms::One(1) } else { Forms::Any };
+    Command { name, opcode, length, engines, forms, memory: &[], registers: &[], privilege: Privilege::Any }
 }
 
 const fn privileged(mut c: Command) -> Command {
@@ -131,62 +117,99 @@ const fn privileged(mut c: Command) -> Command {
     c
 }
 
+impl Command {
+    const fn forms(mut self, forms: Forms) -> Self {
+        self.forms = forms;
+        self
+    }
+
+    const fn memory(mut self, memory: &'static [Memory]) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    const fn registers(mut self, registers: &'static [Register]) -> Self {
+        self.registers = registers;
+        self
+    }
+}
+
 /// MI commands, by opcode.
 pub const MI: [Command; 41] = [
-    command("MI_NOOP", mi::NOOP, ONE, ALL, &[]),
-    command("MI_SET_PREDICATE", mi::SET_PREDICATE, ONE, RCS, &[]),
-    privileged(command("MI_USER_INTERRUPT", mi::USER_INTERRUPT, ONE, ALL, &[])),
-    privileged(command("MI_WAIT_FOR_EVENT", mi::WAIT_FOR_EVENT, ONE, ALL, &[])),
-    command("MI_FLUSH", mi::FLUSH, ONE, ALL, &[]),
-    command("MI_ARB_CHECK", mi::ARB_CHECK, ONE, ALL, &[]),
-    command("MI_RS_CONTROL", mi::RS_CONTROL, ONE, RCS, &[]),
-    privileged(command("MI_REPORT_HEAD", mi::REPORT_HEAD, ONE, ALL, &[])),
-    privileged(command("MI_ARB_ON_OFF", mi::ARB_ON_OFF, ONE, ALL, &[])),
-    command("MI_URB_ATOMIC_ALLOC", mi::URB_ATOMIC_ALLOC, ONE, RCS, &[]),
-    command("MI_BATCH_BUFFER_END", mi::BATCH_BUFFER_END, ONE, ALL, &[]),
-    privileged(command("MI_SUSPEND_FLUSH", mi::SUSPEND_FLUSH, ONE, ALL, &[])),
-    command("MI_PREDICATE", mi::PREDICATE, ONE, RCS, &[]),
-    command("MI_TOPOLOGY_FILTER", mi::TOPOLOGY_FILTER, ONE, RCS, &[]),
-    command("MI_SET_APPID", mi::SET_APPID, ONE, RCS.or(MEDIA), &[]),
-    command("MI_RS_CONTEXT", mi::RS_CONTEXT, ONE, RCS, &[]),
-    privileged(command("MI_LOAD_SCAN_LINES_INCL", mi::LOAD_SCAN_LINES_INCL, SIX, ALL, &[])),
-    privileged(command("MI_LOAD_SCAN_LINES_EXCL", mi::LOAD_SCAN_LINES_EXCL, SIX, ALL, &[])),
-    privileged(command("MI_DISPLAY_FLIP", mi::DISPLAY_FLIP, BYTE, ALL, &[])),
-    privileged(command("MI_SET_CONTEXT", mi::SET_CONTEXT, BYTE, RCS, &[])),
-    command("MI_MATH", mi::MATH, BYTE, ALL, &[]),
-    privileged(command("MI_SEMAPHORE_SIGNAL", mi::SEMAPHORE_SIGNAL, BYTE, ALL, &[])),
-    command("MI_SEMAPHORE_WAIT", mi::SEMAPHORE_WAIT, BYTE, ALL, &READ_2),
-    privileged(command("MI_FORCE_WAKEUP", mi::FORCE_WAKEUP, BYTE, ALL, &[])),
-    command("MI_STORE_DATA_IMM", mi::STORE_DATA_IMM, TEN, ALL, &WRITE_1),
-    privileged(command("MI_STORE_DATA_INDEX", mi::STORE_DATA_INDEX, BYTE, ALL, &[])),
-    command("MI_LOAD_REGISTER_IMM", mi::LOAD_REGISTER_IMM, BYTE, ALL, &[]),
-    privileged(command("MI_UPDATE_GTT", mi::UPDATE_GTT, TEN, ALL, &[])),
-    command("MI_STORE_REGISTER_MEM", mi::STORE_REGISTER_MEM, BYTE, ALL, &WRITE_2),
-    command("MI_FLUSH_DW", mi::FLUSH_DW, SIX, EngineMask::BCS.or(MEDIA), &FLUSH),
-    command("MI_CLFLUSH", mi::CLFLUSH, TEN, RCS, &READ_1),
-    command("MI_REPORT_PERF_COUNT", mi::REPORT_PERF_COUNT, SIX, RCS, &REPORT),
-    command("MI_LOAD_REGISTER_MEM", mi::LOAD_REGISTER_MEM, BYTE, ALL, &READ_2),
-    command("MI_LOAD_REGISTER_REG", mi::LOAD_REGISTER_REG, BYTE, ALL, &[]),
-    command("MI_RS_STORE_DATA_IMM", mi::RS_STORE_DATA_IMM, BYTE, RCS, &[]),
-    command("MI_LOAD_URB_MEM", mi::LOAD_URB_MEM, BYTE, RCS, &[]),
-    command("MI_STORE_URB_MEM", mi::STORE_URB_MEM, BYTE, RCS, &[]),
-    command("MI_COPY_MEM_MEM", mi::COPY_MEM_MEM, BYTE, ALL, &COPY),
-    command("MI_ATOMIC", mi::ATOMIC, BYTE, ALL, &WRITE_1),
-    command("MI_BATCH_BUFFER_START", mi::BATCH_BUFFER_START, BYTE, ALL, &START),
-    command("MI_CONDITIONAL_BATCH_BUFFER_END", mi::CONDITIONAL_BATCH_BUFFER_END, BYTE, ALL, &READ_2),
+    command("MI_NOOP", mi::NOOP, ONE, ALL),
+    command("MI_SET_PREDICATE", mi::SET_PREDICATE, ONE, RCS),
+    privileged(command("MI_USER_INTERRUPT", mi::USER_INTERRUPT, ONE, ALL)),
+    privileged(command("MI_WAIT_FOR_EVENT", mi::WAIT_FOR_EVENT, ONE, ALL)),
+    command("MI_FLUSH", mi::FLUSH, ONE, ALL),
+    command("MI_ARB_CHECK", mi::ARB_CHECK, ONE, ALL),
+    command("MI_RS_CONTROL", mi::RS_CONTROL, ONE, RCS),
+    privileged(command("MI_REPORT_HEAD", mi::REPORT_HEAD, ONE, ALL)).memory(&HEAD),
+    privileged(command("MI_ARB_ON_OFF", mi::ARB_ON_OFF, ONE, ALL)),
+    command("MI_URB_ATOMIC_ALLOC", mi::URB_ATOMIC_ALLOC, ONE, RCS),
+    command("MI_BATCH_BUFFER_END", mi::BATCH_BUFFER_END, ONE, ALL),
+    privileged(command("MI_SUSPEND_FLUSH", mi::SUSPEND_FLUSH, ONE, ALL)),
+    command("MI_PREDICATE", mi::PREDICATE, ONE, RCS),
+    command("MI_TOPOLOGY_FILTER", mi::TOPOLOGY_FILTER, ONE, RCS),
+    command("MI_SET_APPID", mi::SET_APPID, ONE, RCS.or(MEDIA)),
+    command("MI_RS_CONTEXT", mi::RS_CONTEXT, ONE, RCS),
+    privileged(command("MI_LOAD_SCAN_LINES_INCL", mi::LOAD_SCAN_LINES_INCL, SIX, ALL)),
+    privileged(command("MI_LOAD_SCAN_LINES_EXCL", mi::LOAD_SCAN_LINES_EXCL, SIX, ALL)),
+    privileged(command("MI_DISPLAY_FLIP", mi::DISPLAY_FLIP, BYTE, ALL)),
+    privileged(command("MI_SET_CONTEXT", mi::SET_CONTEXT, BYTE, RCS)),
+    command("MI_MATH", mi::MATH, BYTE, ALL),
+    privileged(command("MI_SEMAPHORE_SIGNAL", mi::SEMAPHORE_SIGNAL, BYTE, ALL)),
+    command("MI_SEMAPHORE_WAIT", mi::SEMAPHORE_WAIT, BYTE, ALL)
+        .forms(Forms::One(4))
+        .memory(&SEMAPHORE)
+        .registers(&POLLED),
+    privileged(command("MI_FORCE_WAKEUP", mi::FORCE_WAKEUP, BYTE, ALL)),
+    command("MI_STORE_DATA_IMM", mi::STORE_DATA_IMM, TEN, ALL).forms(Forms::From(4)).memory(&STORE_DATA),
+    privileged(command("MI_STORE_DATA_INDEX", mi::STORE_DATA_INDEX, BYTE, ALL))
+        .forms(Forms::Either(3, 4))
+        .memory(&STORE_INDEX),
+    command("MI_LOAD_REGISTER_IMM", mi::LOAD_REGISTER_IMM, BYTE, ALL).forms(Forms::From(3)).registers(&PAIRS),
+    privileged(command("MI_UPDATE_GTT", mi::UPDATE_GTT, TEN, ALL)),
+    command("MI_STORE_REGISTER_MEM", mi::STORE_REGISTER_MEM, BYTE, ALL)
+        .forms(Forms::One(4))
+        .memory(&STORE_REGISTER)
+        .registers(&SOURCE),
+    command("MI_FLUSH_DW", mi::FLUSH_DW, SIX, EngineMask::BCS.or(MEDIA)).forms(Forms::Either(4, 5)).memory(&FLUSH),
+    command("MI_CLFLUSH", mi::CLFLUSH, TEN, RCS).forms(Forms::From(3)).memory(&LINE),
+    command("MI_REPORT_PERF_COUNT", mi::REPORT_PERF_COUNT, SIX, RCS).forms(Forms::One(4)).memory(&REPORT),
+    command("MI_LOAD_REGISTER_MEM", mi::LOAD_REGISTER_MEM, BYTE, ALL)
+        .forms(Forms::One(4))
+        .memory(&LOAD_REGISTER)
+        .registers(&TARGET),
+    command("MI_LOAD_REGISTER_REG", mi::LOAD_REGISTER_REG, BYTE, ALL).forms(Forms::One(3)).registers(&MOVE),
+    command("MI_RS_STORE_DATA_IMM", mi::RS_STORE_DATA_IMM, BYTE, RCS).forms(Forms::One(4)).memory(&RESOURCE_STORE),
+    command("MI_LOAD_URB_MEM", mi::LOAD_URB_MEM, BYTE, RCS).forms(Forms::One(4)).memory(&URB_LOAD),
+    command("MI_STORE_URB_MEM", mi::STORE_URB_MEM, BYTE, RCS).forms(Forms::One(4)).memory(&URB_STORE),
+    command("MI_COPY_MEM_MEM", mi::COPY_MEM_MEM, BYTE, ALL).forms(Forms::One(5)).memory(&COPY),
+    command("MI_ATOMIC", mi::ATOMIC, BYTE, ALL).forms(Forms::Either(3, 11)).memory(&ATOMIC),
+    command("MI_BATCH_BUFFER_START", mi::BATCH_BUFFER_START, BYTE, ALL).forms(Forms::One(3)).memory(&START),
+    command("MI_CONDITIONAL_BATCH_BUFFER_END", mi::CONDITIONAL_BATCH_BUFFER_END, BYTE, ALL)
+        .forms(Forms::One(4))
+        .memory(&COMPARE),
 ];
 
-const BLT_DST_4: [Address; 1] = [at(4, Space::Ppgtt, Access::Write)];
-const BLT_SRC_COPY: [Address; 2] = [at(4, Space::Ppgtt, Access::Write), at(8, Space::Ppgtt, Access::Read)];
-const BLT_LINEAR_COPY: [Address; 2] = [at(3, Space::Ppgtt, Access::Write), at(6, Space::Ppgtt, Access::Read)];
-const BLT_LINEAR_DST: [Address; 1] = [at(3, Space::Ppgtt, Access::Write)];
-const BLT_PAT: [Address; 2] = [at(4, Space::Ppgtt, Access::Write), at(6, Space::Ppgtt, Access::Read)];
-const BLT_FULL: [Address; 3] =
-    [at(4, Space::Ppgtt, Access::Write), at(8, Space::Ppgtt, Access::Read), at(10, Space::Ppgtt, Access::Read)];
-const BLT_SETUP: [Address; 1] = [at(4, Space::Ppgtt, Access::Write)];
+const fn drawn(dword: u8) -> Memory {
+    Memory { mask: u32::MAX, ..Memory::write(Wide(dword), Flag::NEVER, Bytes::Most(u32::MAX)) }
+}
 
-const fn blit(name: &'static str, opcode: u32, addresses: &'static [Address]) -> Command {
-    command(name, opcode, BYTE, EngineMask::BCS, addresses)
+const fn taken(dword: u8) -> Memory {
+    Memory { access: Access::Read, ..drawn(dword) }
+}
+
+const BLT_DST_4: [Memory; 1] = [drawn(4)];
+const BLT_SRC_COPY: [Memory; 2] = [drawn(4), taken(8)];
+const BLT_LINEAR_COPY: [Memory; 2] = [drawn(3), taken(6)];
+const BLT_LINEAR_DST: [Memory; 1] = [drawn(3)];
+const BLT_PAT: [Memory; 2] = [drawn(4), taken(6)];
+const BLT_FULL: [Memory; 3] = [drawn(4), taken(8), taken(10)];
+const BLT_SETUP: [Memory; 1] = [drawn(4)];
+
+const fn blit(name: &'static str, opcode: u32, memory: &'static [Memory]) -> Command {
+    command(name, opcode, BYTE, EngineMask::BCS).memory(memory)
 }
 
 /// 2D commands, by opcode. In a privileged batch and in the ring their addresses are GGTT ones only when the
@@ -221,10 +244,21 @@ pub const BLT: [Command; 27] = [
     blit("XY_PAT_CHROMA_BLT_IMMEDIATE", blt::XY_PAT_CHROMA_BLT_IMMEDIATE, &BLT_DST_4),
 ];
 
-const PIPE: [Address; 1] = [at(2, Space::GgttIf { dword: 1, bit: gfx::pipe_control::GLOBAL_GTT }, Access::Write)];
+const PIPE: [Memory; 1] = [Memory {
+    mask: !7,
+    index: Flag::set(1, pipe_control::STORE_DATA_INDEX),
+    unused: Flag::clear(1, pipe_control::POST_SYNC_MASK),
+    ..Memory::write(Wide(2), Flag::set(1, pipe_control::GLOBAL_GTT), Bytes::Most(8))
+}];
+/// Its offset stands where the address does.
+const PIPE_REGISTER: [Register; 1] =
+    [Register { unused: Flag::clear(1, pipe_control::LRI_POST_SYNC), ..Register::write(2) }];
 
 /// PIPE_CONTROL, the only render command with a direct memory write of its own.
-pub const PIPE_CONTROL: Command = command("PIPE_CONTROL", gfx::PIPE_CONTROL, BYTE, RCS, &PIPE);
+pub const PIPE_CONTROL: Command = command("PIPE_CONTROL", gfx::PIPE_CONTROL, BYTE, RCS)
+    .forms(Forms::One(gfx::PIPE_CONTROL_DWORDS))
+    .memory(&PIPE)
+    .registers(&PIPE_REGISTER);
 
 const fn by_opcode<const N: usize>(list: &[Command]) -> [Option<&Command>; N] {
     let mut table = [None; N];
@@ -275,6 +309,19 @@ pub fn mi_command(header: u32) -> Option<&'static Command> {
 /// The 2D command with this header.
 pub fn blt_command(header: u32) -> Option<&'static Command> {
     BLT_BY_OPCODE.get(blt::opcode(header) as usize).copied().flatten()
+}
+
+/// The command with this header that memory or registers are named in, of any engine. (3D and media commands, but for
+/// PIPE_CONTROL, reach memory of the process only.)
+#[inline]
+pub fn find(header: u32) -> Option<&'static Command> {
+    static PIPE_CONTROL: Command = self::PIPE_CONTROL;
+    match header >> 29 {
+        0 => mi_command(header),
+        2 => blt_command(header),
+        3 if gfx::key(header) == gfx::PIPE_CONTROL => Some(&PIPE_CONTROL),
+        _ => None,
+    }
 }
 
 /// Dwords of the command that begins with `header` on `engine`; `None` if the engine does not know the opcode.
@@ -363,11 +410,36 @@ mod tests {
         assert_eq!(length(Engine::Bcs, 0x7A00_0004), None);
     }
 
+    /// Nothing that is named stands behind the shortest form of its command.
     #[test]
-    fn addresses_lie_inside_the_command() {
-        for c in MI.iter().chain(&BLT) {
-            for a in c.addresses {
-                assert!(a.dword >= 1 && a.dword < 11, "{}", c.name);
+    fn operands_lie_inside_the_command() {
+        for c in MI.iter().chain(&BLT).chain([&PIPE_CONTROL]) {
+            let shortest = (1..16).find(|dwords| c.forms.allow(*dwords)).unwrap();
+            let inside = |dword: u8| c.forms == Forms::Any || u32::from(dword) < shortest;
+            for m in c.memory {
+                assert!([m.global, m.index, m.unused].iter().all(|flag| inside(flag.dword)), "{}", c.name);
+                let last = match m.given {
+                    Wide(at) => at + 1,
+                    Narrow(at) => at,
+                    Fixed(_) => 0,
+                };
+                assert!(inside(last), "{}", c.name);
+            }
+            assert!(c.registers.iter().all(|r| inside(r.dword) && inside(r.unused.dword)), "{}", c.name);
+            assert!(c.forms != Forms::Any || c.length != Length::Fixed(1), "{}", c.name);
+            let named = !c.memory.is_empty() || !c.registers.is_empty();
+            assert!(!named || c.forms != Forms::Any || blt_command(blt::header(c.opcode)) == Some(c), "{}", c.name);
+        }
+    }
+
+    /// Flags and addresses share no bit, so that one can be changed without the other.
+    #[test]
+    fn flags_are_no_part_of_the_address() {
+        for c in MI.iter().chain(&BLT).chain([&PIPE_CONTROL]) {
+            for m in c.memory {
+                let (Wide(at) | Narrow(at)) = m.given else { continue };
+                let flags = [m.global, m.index, m.unused];
+                assert!(flags.iter().all(|flag| flag.dword != at || flag.mask & m.mask == 0), "{}", c.name);
             }
         }
     }

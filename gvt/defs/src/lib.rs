@@ -14,6 +14,7 @@ pub mod masked;
 pub mod mi;
 pub mod nonpriv;
 pub mod opcodes;
+pub mod operand;
 pub mod pci;
 pub mod pte;
 pub mod pvinfo;

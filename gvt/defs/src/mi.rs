@@ -74,6 +74,7 @@ pub const BB_PREDICATION: u32 = 1 << 15;
 /// BATCH_BUFFER_START: the batch lies in the PPGTT and is unprivileged.
 pub const BB_PPGTT: u32 = 1 << 8;
 pub const FLUSH_POST_SYNC_SHIFT: u32 = 14;
+pub const FLUSH_POST_SYNC_MASK: u32 = 3 << FLUSH_POST_SYNC_SHIFT;
 pub const FLUSH_STORE_INDEX: u32 = 1 << 21;
 pub const FLUSH_TLB_INVALIDATE: u32 = 1 << 18;
 pub const FLUSH_NOTIFY: u32 = 1 << 8;

@@ -4,6 +4,8 @@ use gvt_defs::blt::{
     self, CLIPPING, DESTINATION_TILED, FAST_DESTINATION_TILING_SHIFT, FAST_SOURCE_TILING_SHIFT, SOURCE_TILED,
     SWCTRL_DESTINATION_Y, SWCTRL_SOURCE_Y, WRITE_ALPHA, WRITE_RGB,
 };
+use gvt_defs::command::blt_command;
+use gvt_defs::operand::Given;
 use gvt_defs::ring;
 
 use crate::engine::{Exec, Flow};
@@ -190,10 +192,18 @@ impl Exec<'_> {
         self.device.ring(self.state.engine, ring::SWCTRL)
     }
 
-    fn destination(&mut self, header: u32, format: u32, address: u32) -> Surface {
+    /// The n-th address of the blit at hand.
+    fn base(&mut self, header: u32, n: usize) -> u64 {
+        match blt_command(header).and_then(|command| command.memory.get(n)).map(|memory| memory.given) {
+            Some(Given::Wide(at)) => self.operand64(at.into()) & 0xFFFF_FFFF_FFFF,
+            _ => 0,
+        }
+    }
+
+    fn destination(&mut self, header: u32, format: u32) -> Surface {
         let tiled = header & DESTINATION_TILED != 0;
         let tiling = tiling(tiled, self.swctrl() & SWCTRL_DESTINATION_Y != 0);
-        Surface { base: self.operand64(address) & 0xFFFF_FFFF_FFFF, pitch: pitch(format, tiling), tiling }
+        Surface { base: self.base(header, 0), pitch: pitch(format, tiling), tiling }
     }
 
     fn rect(&mut self, format: u32) -> Rect {
@@ -204,7 +214,7 @@ impl Exec<'_> {
     fn xy_colour(&mut self, header: u32) -> Option<BlitJob> {
         let format = self.operand(1);
         let rect = self.rect(format);
-        let destination = self.destination(header, format, 4);
+        let destination = self.destination(header, format);
         let colour = self.operand(6);
         job(header, format, rect, destination, Source::Colour(pixel(colour, depth(format))))
     }
@@ -213,14 +223,11 @@ impl Exec<'_> {
         let format = self.operand(1);
         let wanted = Rect::new(self.operand(2), self.operand(3));
         let rect = self.rect(format);
-        let destination = self.destination(header, format, 4);
+        let destination = self.destination(header, format);
         let corner = Rect::new(self.operand(6), 0);
         let source_tiling = tiling(header & SOURCE_TILED != 0, self.swctrl() & SWCTRL_SOURCE_Y != 0);
-        let surface = Surface {
-            base: self.operand64(8) & 0xFFFF_FFFF_FFFF,
-            pitch: pitch(self.operand(7), source_tiling),
-            tiling: source_tiling,
-        };
+        let surface =
+            Surface { base: self.base(header, 1), pitch: pitch(self.operand(7), source_tiling), tiling: source_tiling };
         let bytes = depth(format);
         let source = Source::Surface {
             surface,
@@ -254,9 +261,8 @@ impl Exec<'_> {
             _ => 16,
         };
         let corner = Rect::new(self.operand(6), 0);
-        let destination = Surface { base: self.operand64(4) & 0xFFFF_FFFF_FFFF, pitch: pitch(format, to), tiling: to };
-        let surface =
-            Surface { base: self.operand64(8) & 0xFFFF_FFFF_FFFF, pitch: pitch(self.operand(7), from), tiling: from };
+        let destination = Surface { base: self.base(header, 0), pitch: pitch(format, to), tiling: to };
+        let surface = Surface { base: self.base(header, 1), pitch: pitch(self.operand(7), from), tiling: from };
         let source = Source::Surface { surface, x: corner.x1 * bytes, y: corner.y1 };
         (!rect.is_empty()).then(|| BlitJob::new(rect, bytes, destination, source, blt::ROP_COPY as u8))
     }
@@ -270,7 +276,7 @@ impl Exec<'_> {
     fn linear_colour(&mut self, header: u32) -> Option<BlitJob> {
         let format = self.operand(1);
         let rect = self.linear_rect();
-        let destination = self.destination(0, format, 3);
+        let destination = self.destination(header & !DESTINATION_TILED, format);
         let colour = pixel(self.operand(5), depth(format));
         linear_job(header, format, rect, destination, Source::Colour(colour))
     }
@@ -278,9 +284,9 @@ impl Exec<'_> {
     fn linear_copy(&mut self, header: u32) -> Option<BlitJob> {
         let format = self.operand(1);
         let rect = self.linear_rect();
-        let destination = self.destination(0, format, 3);
+        let destination = self.destination(header & !DESTINATION_TILED, format);
         let surface = Surface {
-            base: self.operand64(6) & 0xFFFF_FFFF_FFFF,
+            base: self.base(header, 1),
             pitch: pitch(self.operand(5), Tiling::Linear),
             tiling: Tiling::Linear,
         };

@@ -1,12 +1,16 @@
 //! Command dispatch: length first, then by type.
 
-use gvt_defs::command::length;
+use gvt_defs::command::{find, length};
+use gvt_defs::operand::Memory;
 use gvt_defs::{Engine, blt, gfx, mi, ring};
 
 use crate::engine::{Exec, Flow};
 use crate::findings::Finding;
 use crate::profile::Strict;
 use crate::translate::Space;
+
+/// The first dwords of a command; what it does not have is 0.
+pub(crate) type Head = [u32; 5];
 
 impl Exec<'_> {
     /// Executes the command at the cursor.
@@ -54,13 +58,39 @@ impl Exec<'_> {
             return Flow::Next(dwords);
         }
         match gfx::key(header) {
-            gfx::PIPE_CONTROL => self.pipe_control(header, dwords),
+            gfx::PIPE_CONTROL => match find(header) {
+                Some(command) => self.pipe_control(command, header, dwords),
+                None => Flow::Next(dwords),
+            },
             gfx::PRIMITIVE | gfx::GPGPU_WALKER | gfx::MEDIA_STATE_FLUSH => {
                 self.effect();
                 Flow::Arbitrate(dwords)
             }
             _ => Flow::Next(dwords),
         }
+    }
+
+    /// The first dwords of the command at the cursor: all in which flags, addresses and single registers stand.
+    pub fn head(&mut self, dwords: u32) -> Head {
+        core::array::from_fn(|at| if (at as u32) < dwords { self.operand(at as u32) } else { 0 })
+    }
+
+    /// Where memory that a command names lies; `None` if it touches none, or if an unprivileged batch may not. An index
+    /// is not cut off at the end of its page: silicon need not do so.
+    pub fn place(&mut self, head: &Head, memory: &Memory) -> Option<(Space, u64)> {
+        if memory.unused.of(head) {
+            return None;
+        }
+        let space = self.space(head[0], memory.global.of(head))?;
+        let address = memory.address(head);
+        if !memory.index.of(head) {
+            return Some((space, address));
+        }
+        let page = match space {
+            Space::Global => self.engine_status_page(),
+            Space::Process => self.status_page(),
+        };
+        Some((Space::Global, page.wrapping_add(address)))
     }
 
     /// The space that a "use global GTT" bit asks for; `None` where an unprivileged batch may not.

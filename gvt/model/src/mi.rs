@@ -1,6 +1,6 @@
 //! MI commands that steer the stream: batches, arbitration, predicates, semaphores.
 
-use gvt_defs::command::{Privilege, mi_command};
+use gvt_defs::command::{Command, Privilege, mi_command};
 use gvt_defs::{Engine, event, mi, ring};
 
 use crate::engine::{Batch, Exec, Flow, Level};
@@ -27,11 +27,17 @@ impl Exec<'_> {
             mi::NOOP => return self.noop(header),
             mi::ARB_CHECK => return Flow::Arbitrate(dwords),
             mi::BATCH_BUFFER_END => return self.batch_end(),
-            mi::BATCH_BUFFER_START => return self.batch_start(header, dwords),
-            mi::CONDITIONAL_BATCH_BUFFER_END => return self.conditional_end(header, dwords),
             _ => {}
         }
-        if !self.privileged() && mi_command(header).is_some_and(|c| c.privilege == Privilege::Privileged) {
+        let Some(command) = mi_command(header) else {
+            return Flow::Next(dwords);
+        };
+        match opcode {
+            mi::BATCH_BUFFER_START => return self.batch_start(command, dwords),
+            mi::CONDITIONAL_BATCH_BUFFER_END => return self.conditional_end(command, dwords),
+            _ => {}
+        }
+        if !self.privileged() && command.privilege == Privilege::Privileged {
             self.violation(header, 0);
             return Flow::Next(dwords);
         }
@@ -49,20 +55,20 @@ impl Exec<'_> {
                 Flow::Next(dwords)
             }
             mi::PREDICATE => self.predicate(header),
-            mi::SEMAPHORE_WAIT => self.semaphore_wait(header, dwords),
+            mi::SEMAPHORE_WAIT => self.semaphore_wait(command, dwords),
             mi::SEMAPHORE_SIGNAL => self.semaphore_signal(header, dwords),
             mi::MATH => self.math(dwords),
-            mi::LOAD_REGISTER_IMM => self.load_register_imm(header, dwords),
-            mi::LOAD_REGISTER_MEM => self.load_register_mem(header, dwords),
-            mi::LOAD_REGISTER_REG => self.load_register_reg(header, dwords),
-            mi::STORE_REGISTER_MEM => self.store_register_mem(header, dwords),
-            mi::STORE_DATA_IMM => self.store_data_imm(header, dwords),
-            mi::STORE_DATA_INDEX => self.store_data_index(header, dwords),
-            mi::COPY_MEM_MEM => self.copy_mem_mem(header, dwords),
-            mi::ATOMIC => self.atomic(header, dwords),
-            mi::FLUSH_DW => self.flush_dw(header, dwords),
-            mi::REPORT_HEAD => self.report_head(dwords),
-            mi::REPORT_PERF_COUNT => self.report_perf_count(header, dwords),
+            mi::LOAD_REGISTER_IMM => self.load_register_imm(command, header, dwords),
+            mi::LOAD_REGISTER_MEM => self.load_register_mem(command, dwords),
+            mi::LOAD_REGISTER_REG => self.load_register_reg(command, dwords),
+            mi::STORE_REGISTER_MEM => self.store_register_mem(command, dwords),
+            mi::STORE_DATA_IMM => self.store_data_imm(command, dwords),
+            mi::STORE_DATA_INDEX => self.store_data_index(command, dwords),
+            mi::COPY_MEM_MEM => self.copy_mem_mem(command, dwords),
+            mi::ATOMIC => self.atomic(command, dwords),
+            mi::FLUSH_DW => self.flush_dw(command, header, dwords),
+            mi::REPORT_HEAD => self.report_head(command, dwords),
+            mi::REPORT_PERF_COUNT => self.report_perf_count(command, dwords),
             mi::UPDATE_GTT => self.update_gtt(dwords),
             mi::DISPLAY_FLIP => self.unmodelled(header, dwords),
             // The rest has no effect that anybody could see here.
@@ -89,18 +95,22 @@ impl Exec<'_> {
         Flow::Jumped
     }
 
-    fn batch_start(&mut self, header: u32, dwords: u32) -> Flow {
+    fn batch_start(&mut self, command: &Command, dwords: u32) -> Flow {
         let engine = self.state.engine;
+        let head = self.head(dwords);
+        let ([header, ..], [memory]) = (head, command.memory) else {
+            return Flow::Next(dwords);
+        };
         let predicate = self.device.ring(engine, ring::MI_PREDICATE_RESULT_1);
         if header & mi::BB_PREDICATION != 0 && predicate & 1 == 0 {
             return Flow::Next(dwords);
         }
-        let mut address = self.operand64(1) & 0xFFFF_FFFF_FFFC;
+        let mut address = memory.address(&head) & 0xFFFF_FFFF_FFFF;
         if header & mi::BB_ADD_OFFSET != 0 {
             address = address.wrapping_add(u64::from(self.device.ring(engine, ring::BB_OFFSET) & !3));
         }
         // What is unprivileged stays so.
-        let space = if header & mi::BB_PPGTT != 0 || !self.privileged() { Space::Process } else { Space::Global };
+        let space = if memory.global.of(&head) && self.privileged() { Space::Global } else { Space::Process };
         let target = Batch { address, space };
         let (_, here) = self.cursor();
         match self.state.level {
@@ -129,12 +139,14 @@ impl Exec<'_> {
         Flow::Jumped
     }
 
-    fn conditional_end(&mut self, header: u32, dwords: u32) -> Flow {
-        let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
+    fn conditional_end(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let ([header, data, ..], [memory]) = (head, command.memory) else {
             return Flow::Next(dwords);
         };
-        let data = self.operand(1);
-        let address = self.operand64(2) & 0xFFFF_FFFF_FFF8;
+        let Some((space, address)) = self.place(&head, memory) else {
+            return Flow::Next(dwords);
+        };
         let (value, mask) = if header & mi::COND_COMPARE_MASK != 0 {
             let qword = self.view().read_u64(space, address);
             (qword as u32, (qword >> 32) as u32)
@@ -191,20 +203,22 @@ impl Exec<'_> {
         Flow::Next(1)
     }
 
-    fn semaphore_wait(&mut self, header: u32, dwords: u32) -> Flow {
+    fn semaphore_wait(&mut self, command: &Command, dwords: u32) -> Flow {
         let engine = self.state.engine;
+        let head = self.head(dwords);
+        let ([header, data, ..], [memory], [register]) = (head, command.memory, command.registers) else {
+            return Flow::Next(dwords);
+        };
         if self.state.waiting && header & mi::SEMAPHORE_POLL == 0 && self.device.port(engine).signal.is_none() {
             return Flow::Wait;
         }
-        let data = self.operand(1);
-        let address = self.operand64(2) & 0xFFFF_FFFF_FFFC;
-        let value = if header & mi::SEMAPHORE_REGISTER_POLL != 0 {
-            self.device.read_register(address as u32 & mi::REGISTER_MASK, self.by())
-        } else {
-            let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
+        let value = if register.unused.of(&head) {
+            let Some((space, address)) = self.place(&head, memory) else {
                 return Flow::Next(dwords);
             };
             self.view().read_u32(space, address)
+        } else {
+            self.device.read_register(register.offset(&head), self.by())
         };
         self.device.port(engine).signal = None;
         if compare(header >> mi::SEMAPHORE_COMPARE_SHIFT, u64::from(value), u64::from(data)) {

@@ -1,5 +1,6 @@
 //! MI commands that write memory.
 
+use gvt_defs::command::Command;
 use gvt_defs::{PAGE_SIZE, mi, ring};
 
 use crate::engine::{Exec, Flow};
@@ -20,14 +21,15 @@ impl Exec<'_> {
         u64::from(self.device.ring(self.state.engine, ring::HWS_PGA) & !0xFFF)
     }
 
-    pub fn store_data_imm(&mut self, header: u32, dwords: u32) -> Flow {
-        let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
+    pub fn store_data_imm(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let Some((space, address)) = command.memory.first().and_then(|memory| self.place(&head, memory)) else {
             return Flow::Next(dwords);
         };
-        let address = self.operand64(1);
-        if header & mi::STORE_QWORD != 0 && dwords >= 5 {
-            let data = self.operand64(3);
-            self.view().write_u64(space, address, data);
+        if head[0] & mi::STORE_QWORD != 0 && dwords <= 5 {
+            // Eight bytes even if there are but four of data, and not aligned to eight.
+            let data = u64::from(head[4]) << 32 | u64::from(head[3]);
+            self.view().write(space, address, &data.to_le_bytes());
         } else {
             // Without the qword flag a longer command stores a run of dwords.
             for i in 0..dwords.saturating_sub(3).max(1) {
@@ -39,49 +41,50 @@ impl Exec<'_> {
         Flow::Next(dwords)
     }
 
-    pub fn store_data_index(&mut self, header: u32, dwords: u32) -> Flow {
-        let page = if header & mi::STORE_INDEX_PPHWSP != 0 { self.status_page() } else { self.engine_status_page() };
-        let address = page + u64::from(self.operand(1) & 0xFFC);
-        let data = self.operand(2);
-        self.view().write_u32(Space::Global, address, data);
+    pub fn store_data_index(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let Some((space, address)) = command.memory.first().and_then(|memory| self.place(&head, memory)) else {
+            return Flow::Next(dwords);
+        };
+        self.view().write_u32(space, address, head[2]);
         if dwords >= 4 {
-            let high = self.operand(3);
-            self.view().write_u32(Space::Global, address + 4, high);
+            self.view().write_u32(space, address + 4, head[3]);
         }
         Flow::Next(dwords)
     }
 
-    pub fn report_head(&mut self, dwords: u32) -> Flow {
-        let head = self.state.ring.head | self.state.ring.wraps;
-        let address = self.status_page() + 16;
-        self.view().write_u32(Space::Global, address, head);
+    /// Into both status pages, since one is said here and the other there.
+    pub fn report_head(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let at = command.memory.first().map_or(0, |memory| memory.address(&head));
+        let value = self.state.ring.head | self.state.ring.wraps;
+        for page in [self.status_page(), self.engine_status_page()] {
+            self.view().write_u32(Space::Global, page + at, value);
+        }
         Flow::Next(dwords)
     }
 
-    pub fn copy_mem_mem(&mut self, header: u32, dwords: u32) -> Flow {
-        let (to_global, from_global) =
-            (header & mi::COPY_DESTINATION_GLOBAL_GTT != 0, header & mi::COPY_SOURCE_GLOBAL_GTT != 0);
-        let Some(to) = self.space(header, to_global) else {
+    pub fn copy_mem_mem(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let [to, from] = command.memory else {
             return Flow::Next(dwords);
         };
-        let Some(from) = self.space(header, from_global) else {
+        let (Some((to, destination)), Some((from, source))) = (self.place(&head, to), self.place(&head, from)) else {
             return Flow::Next(dwords);
         };
-        let (destination, source) = (self.operand64(1), self.operand64(3));
         let value = self.view().read_u32(from, source);
         self.view().write_u32(to, destination, value);
         Flow::Next(dwords)
     }
 
     /// A report of the observation counters, which all stand at zero.
-    pub fn report_perf_count(&mut self, header: u32, dwords: u32) -> Flow {
-        let low = self.operand(1);
-        let Some(space) = self.space(header, low & mi::REPORT_DW1_GLOBAL_GTT != 0) else {
+    pub fn report_perf_count(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let Some((space, address)) = command.memory.first().and_then(|memory| self.place(&head, memory)) else {
             return Flow::Next(dwords);
         };
-        let address = (u64::from(self.operand(2)) << 32 | u64::from(low)) & !0x3F;
         let mut report = [0; REPORT];
-        let id = self.operand(3);
+        let id = head[3];
         let time = self.device.timestamp() as u32;
         let context = self.state.running.map_or(0, |running| running.id());
         for (slot, value) in report.chunks_exact_mut(4).zip([id, time, context]) {
@@ -102,24 +105,32 @@ impl Exec<'_> {
         Flow::Next(dwords)
     }
 
-    pub fn atomic(&mut self, header: u32, dwords: u32) -> Flow {
-        let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
+    pub fn atomic(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let ([header, ..], [memory]) = (head, command.memory) else {
             return Flow::Next(dwords);
         };
-        let address = self.operand64(1);
+        let Some((space, address)) = self.place(&head, memory) else {
+            return Flow::Next(dwords);
+        };
         let inline = header & mi::ATOMIC_INLINE != 0 && dwords >= 11;
         let operation = header >> 8 & 0xFF;
-        let wide = header >> 19 & 3 != 0 || operation & 0x20 != 0;
+        let bytes = memory.bytes.of(header, dwords) as usize;
+        let wide = bytes > 4;
         // Two operands: interleaved in the command by dword, or in GPR 0 and 1.
         let (one, two) = if inline { (self.interleaved(3), self.interleaved(4)) } else { (self.gpr(0), self.gpr(1)) };
-        let old =
-            if wide { self.view().read_u64(space, address) } else { u64::from(self.view().read_u32(space, address)) };
+        // Of sixteen bytes the upper eight stay as they are.
+        let mut held = [0; 16];
+        let Some(held) = held.get_mut(..bytes) else {
+            return Flow::Next(dwords);
+        };
+        self.view().read(space, address, held);
+        let old = held.iter().take(8).rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
         let new = atomic_result(operation, wide, old, one, two);
-        if wide {
-            self.view().write_u64(space, address, new);
-        } else {
-            self.view().write_u32(space, address, new as u32);
+        for (byte, new) in held.iter_mut().zip(new.to_le_bytes()) {
+            *byte = new;
         }
+        self.view().write(space, address, held);
         if header & mi::ATOMIC_RETURN != 0 {
             self.set_gpr(0, old);
         }

@@ -1,5 +1,6 @@
 //! MI commands that move registers: loads, stores, the ALU.
 
+use gvt_defs::command::Command;
 use gvt_defs::trace::By;
 use gvt_defs::{Engine, mi, nonpriv, ring};
 
@@ -15,7 +16,6 @@ impl Exec<'_> {
 
     /// Writes a register for a command, if the stream may.
     pub fn command_write(&mut self, header: u32, register: u32, value: u32) {
-        let register = register & mi::REGISTER_MASK;
         if self.may_write(register) {
             let by = self.by();
             self.device.write_register(register, value, by);
@@ -40,7 +40,6 @@ impl Exec<'_> {
 
     /// Reads a register for a command. Reads are not restricted.
     pub fn command_read(&mut self, register: u32) -> u32 {
-        let register = register & mi::REGISTER_MASK;
         if Engine::of_register(register).is_some_and(|(engine, local)| engine == self.state.engine && local < 0x200) {
             self.publish();
         }
@@ -48,46 +47,56 @@ impl Exec<'_> {
         self.device.read_register(register, by)
     }
 
-    pub fn load_register_imm(&mut self, header: u32, dwords: u32) -> Flow {
+    pub fn load_register_imm(&mut self, command: &Command, header: u32, dwords: u32) -> Flow {
+        let [first] = command.registers else {
+            return Flow::Next(dwords);
+        };
         let pairs = (dwords - 1) / 2;
         for pair in 0..pairs {
-            let register = self.operand(1 + 2 * pair);
-            let value = self.operand(2 + 2 * pair);
+            let at = u32::from(first.dword) + u32::from(first.every) * pair;
+            let (register, value) = (self.operand(at) & first.mask, self.operand(at + 1));
             self.command_write(header, register, value);
         }
         self.budget = self.budget.saturating_sub(pairs);
         Flow::Barrier(dwords)
     }
 
-    pub fn load_register_mem(&mut self, header: u32, dwords: u32) -> Flow {
-        let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
+    pub fn load_register_mem(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let ([memory], [register]) = (command.memory, command.registers) else {
             return Flow::Next(dwords);
         };
-        let register = self.operand(1);
-        let address = self.operand64(2);
+        let Some((space, address)) = self.place(&head, memory) else {
+            return Flow::Next(dwords);
+        };
         let value = self.view().read_u32(space, address);
-        self.command_write(header, register, value);
+        self.command_write(head[0], register.offset(&head), value);
         Flow::Barrier(dwords)
     }
 
-    pub fn load_register_reg(&mut self, header: u32, dwords: u32) -> Flow {
-        let (source, destination) = (self.operand(1), self.operand(2));
-        let value = self.command_read(source);
-        self.command_write(header, destination, value);
+    pub fn load_register_reg(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let [source, destination] = command.registers else {
+            return Flow::Next(dwords);
+        };
+        let value = self.command_read(source.offset(&head));
+        self.command_write(head[0], destination.offset(&head), value);
         Flow::Barrier(dwords)
     }
 
-    pub fn store_register_mem(&mut self, header: u32, dwords: u32) -> Flow {
+    pub fn store_register_mem(&mut self, command: &Command, dwords: u32) -> Flow {
+        let head = self.head(dwords);
+        let ([header, ..], [memory], [register]) = (head, command.memory, command.registers) else {
+            return Flow::Next(dwords);
+        };
         let predicate = self.device.ring(self.state.engine, ring::MI_PREDICATE_RESULT);
         if header & mi::PREDICATE_ENABLE != 0 && predicate & 1 == 0 {
             return Flow::Next(dwords);
         }
-        let Some(space) = self.space(header, header & mi::GLOBAL_GTT != 0) else {
+        let Some((space, address)) = self.place(&head, memory) else {
             return Flow::Next(dwords);
         };
-        let register = self.operand(1);
-        let value = self.command_read(register);
-        let address = self.operand64(2);
+        let value = self.command_read(register.offset(&head));
         self.view().write_u32(space, address, value);
         Flow::Next(dwords)
     }
