@@ -102,7 +102,9 @@ const START: [Memory; 1] =
     [Memory { access: Access::Execute, ..Memory::read(Wide(1), Flag::clear(0, mi::BB_PPGTT), 4) }];
 /// A mask may follow the value.
 const COMPARE: [Memory; 1] = [Memory::read(Wide(2), GLOBAL, 8)];
-const PAIRS: [Register; 1] = [Register { every: 2, ..Register::write(1) }];
+/// Dwords that MI_LOAD_REGISTER_IMM has for each register: its offset and its value.
+pub const LOADED: usize = 2;
+const PAIRS: [Register; 1] = [Register { every: LOADED as u8, ..Register::write(1) }];
 const SOURCE: [Register; 1] = [Register::read(1)];
 const TARGET: [Register; 1] = [Register::write(1)];
 const MOVE: [Register; 2] = [Register::read(1), Register::write(2)];

@@ -7,6 +7,7 @@
 //! run from the copy in the global space; what the hardware would make a no-op is made one here.
 
 mod batch;
+mod operands;
 mod registers;
 mod table;
 mod walk;
@@ -151,6 +152,8 @@ pub struct Audit<'a> {
     engine: Engine,
     tables: &'static Tables,
     partition: &'a Partition,
+    /// Where the vGPU has its engine's status page.
+    status_page: Option<GgttAddr>,
     summary: Summary,
     pending: ArrayVec<Pending, MANY>,
     /// Batch starts in the ring: dword of the header, where the copy lies.
@@ -165,6 +168,7 @@ impl<'a> Audit<'a> {
             engine,
             tables: Tables::of(engine),
             partition,
+            status_page: None,
             summary: Summary::default(),
             pending: ArrayVec::new(),
             patches: ArrayVec::new(),
@@ -176,6 +180,12 @@ impl<'a> Audit<'a> {
     /// guest's CPU might as well have written through BAR0.
     pub fn telling(self, sink: &'a mut dyn FnMut(u32, u32)) -> Self {
         Self { dropped: Some(sink), ..self }
+    }
+
+    /// The same for a vGPU that has set a status page for its engine (HWS_PGA).
+    #[must_use]
+    pub fn with_status_page(self, page: GgttAddr) -> Self {
+        Self { status_page: (page != GgttAddr(0)).then_some(page), ..self }
     }
 
     /// Audits a copy of the ring between head and tail, in one piece.

@@ -21,17 +21,14 @@ pub(super) enum Kind {
     ConditionalBatchEnd,
     BatchStart,
     SemaphoreWait,
-    StoreDataImmediate,
-    StoreDataIndex,
     LoadRegisterImmediate,
     StoreRegisterMemory,
     LoadRegisterMemory,
     LoadRegisterRegister,
     FlushDw,
     PipeControl,
-    ReportPerfCount,
-    CopyMemory,
-    Atomic,
+    /// Only memory is named in it.
+    Memory,
 }
 
 /// Kind in bits 12:8, width of the length field in bits 4:0 (0: the command is one dword).
@@ -68,7 +65,7 @@ impl Rule {
 pub(super) const COMMON: Rule = Rule::new(Kind::Plain, 8);
 
 /// The kinds in order, to get back from a number without `unsafe`.
-const KINDS: [Kind; 21] = [
+const KINDS: [Kind; 17] = [
     Kind::Plain,
     Kind::Unknown,
     Kind::Blank,
@@ -79,17 +76,13 @@ const KINDS: [Kind; 21] = [
     Kind::ConditionalBatchEnd,
     Kind::BatchStart,
     Kind::SemaphoreWait,
-    Kind::StoreDataImmediate,
-    Kind::StoreDataIndex,
     Kind::LoadRegisterImmediate,
     Kind::StoreRegisterMemory,
     Kind::LoadRegisterMemory,
     Kind::LoadRegisterRegister,
     Kind::FlushDw,
     Kind::PipeControl,
-    Kind::ReportPerfCount,
-    Kind::CopyMemory,
-    Kind::Atomic,
+    Kind::Memory,
 ];
 
 /// The rules of one engine class.
@@ -118,21 +111,21 @@ const SPECIAL: [(u32, Kind); 33] = [
     (mi::SEMAPHORE_SIGNAL, Kind::Blank),
     (mi::SEMAPHORE_WAIT, Kind::SemaphoreWait),
     (mi::FORCE_WAKEUP, Kind::Blank),
-    (mi::STORE_DATA_IMM, Kind::StoreDataImmediate),
-    (mi::STORE_DATA_INDEX, Kind::StoreDataIndex),
+    (mi::STORE_DATA_IMM, Kind::Memory),
+    (mi::STORE_DATA_INDEX, Kind::Memory),
     (mi::LOAD_REGISTER_IMM, Kind::LoadRegisterImmediate),
     (mi::UPDATE_GTT, Kind::Forbidden),
     (mi::STORE_REGISTER_MEM, Kind::StoreRegisterMemory),
     (mi::FLUSH_DW, Kind::FlushDw),
     (mi::CLFLUSH, Kind::Blank),
-    (mi::REPORT_PERF_COUNT, Kind::ReportPerfCount),
+    (mi::REPORT_PERF_COUNT, Kind::Memory),
     (mi::LOAD_REGISTER_MEM, Kind::LoadRegisterMemory),
     (mi::LOAD_REGISTER_REG, Kind::LoadRegisterRegister),
     (mi::RS_STORE_DATA_IMM, Kind::Blank),
     (mi::LOAD_URB_MEM, Kind::Blank),
     (mi::STORE_URB_MEM, Kind::Blank),
-    (mi::COPY_MEM_MEM, Kind::CopyMemory),
-    (mi::ATOMIC, Kind::Atomic),
+    (mi::COPY_MEM_MEM, Kind::Memory),
+    (mi::ATOMIC, Kind::Memory),
     (mi::BATCH_BUFFER_START, Kind::BatchStart),
     (mi::CONDITIONAL_BATCH_BUFFER_END, Kind::ConditionalBatchEnd),
     // Named to show that they were thought of: a length of their own, no address, no register.

@@ -1,12 +1,11 @@
-//! The walk over a copy: one rule a command, and what is done with the commands that have addresses or registers.
+//! The walk over a copy: one rule a command, and what is done with the commands that steer the stream.
 
 use super::batch::{Pending, Place, Target};
-use super::registers::{self, ContextRegisters, Policy};
+use super::registers::ContextRegisters;
 use super::table::{COMMON, Kind, Tables};
 use super::{Audit, AuditFault, Part, Reason, fault};
-use gvt_defs::gfx::pipe_control;
 use gvt_defs::pte::strip;
-use gvt_defs::{Engine, GgttAddr, PAGE_SIZE, mi, ring};
+use gvt_defs::{Engine, GgttAddr, mi};
 
 /// Whether a batch was started from the ring or from another batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +41,7 @@ pub(super) struct Progress {
 }
 
 /// What becomes of a command.
-enum Verdict {
+pub(super) enum Verdict {
     /// It stays, as it is now.
     Keep,
     /// It becomes no-ops.
@@ -53,15 +52,8 @@ enum Verdict {
 
 use Verdict::{Blank, Keep};
 
-/// Whose rules hold for a global address.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Space {
-    Global,
-    Process,
-}
-
 impl Stream<'_> {
-    fn is_user(&self) -> bool {
+    pub(super) fn is_user(&self) -> bool {
         matches!(self, Self::User(..))
     }
 
@@ -144,35 +136,9 @@ impl Audit<'_> {
             Kind::UserInterrupt => Ok(self.user_interrupt(stream)),
             Kind::Arbitration => Ok(arbitration(command, stream)),
             Kind::BatchEnd => Ok(batch_end(stream)),
-            Kind::ConditionalBatchEnd => self.conditional_batch_end(command, stream),
             Kind::BatchStart => self.batch_start(command, at, stream),
-            Kind::SemaphoreWait => self.semaphore_wait(command, stream),
-            Kind::StoreDataImmediate => self.store_data_immediate(command, stream),
-            Kind::StoreDataIndex => store_data_index(command, stream),
-            Kind::LoadRegisterImmediate => self.load_register_immediate(command, stream),
-            Kind::StoreRegisterMemory => self.store_register_memory(command, stream),
-            Kind::LoadRegisterMemory => self.load_register_memory(command, stream),
-            Kind::LoadRegisterRegister => self.load_register_register(command, stream),
-            Kind::FlushDw => self.flush_dw(command, stream),
-            Kind::PipeControl => self.pipe_control(command, stream),
-            Kind::ReportPerfCount => self.report_perf_count(command, stream),
-            Kind::CopyMemory => self.copy_memory(command, stream),
-            Kind::Atomic => self.atomic(command, stream),
+            kind => self.named(kind, command, stream),
         }
-    }
-
-    /// An access of `bytes` bytes at an address of the space that the command names. An unprivileged batch's global
-    /// access is a no-op, as the hardware has it.
-    fn access(&self, space: Space, low: u32, high: u32, bytes: u32, stream: Stream<'_>) -> Result<Verdict, Reason> {
-        if space == Space::Process {
-            return Ok(Keep);
-        }
-        if stream.is_user() {
-            return Ok(Blank);
-        }
-        // The high half of a global address is ignored by some commands and not by others: none is given one.
-        let inside = high == 0 && self.partition.holds(GgttAddr(low), bytes);
-        if inside { Ok(Keep) } else { Err(Reason::Address) }
     }
 
     fn user_interrupt(&mut self, stream: Stream<'_>) -> Verdict {
@@ -181,206 +147,6 @@ impl Audit<'_> {
         }
         self.summary.user_interrupts += 1;
         Keep
-    }
-
-    fn conditional_batch_end(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, _, low, high] = command else {
-            return Err(Reason::Length);
-        };
-        if !matches!(stream, Stream::Batch(..) | Stream::User(..)) {
-            return Ok(Blank);
-        }
-        // A mask may follow the value in memory.
-        self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 8, stream)
-    }
-
-    fn semaphore_wait(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, _, low, high] = command else {
-            return Err(Reason::Length);
-        };
-        let poll_register = *header & mi::SEMAPHORE_REGISTER_POLL != 0;
-        // In signal mode it would wait for a signal to a context id that the hardware never sees.
-        *header |= mi::SEMAPHORE_POLL;
-        if poll_register {
-            // The register is the address' low half. It would wait, or go on, by what is not the guest's to know.
-            return match registers::readable(self.engine, *low & mi::REGISTER_MASK) {
-                true => Ok(Keep),
-                // No process may have its driver's submission refused.
-                false if stream.is_user() => Ok(Blank),
-                false => Err(Reason::Forbidden),
-            };
-        }
-        self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 4, stream)
-    }
-
-    fn store_data_immediate(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, low, high, data @ ..] = command else {
-            return Err(Reason::Length);
-        };
-        if data.is_empty() {
-            return Err(Reason::Length);
-        }
-        // Bit 0 of the address would add an offset by engine core.
-        *low &= !3;
-        self.access(global_if(*header & mi::GLOBAL_GTT), *low, *high, data.len() as u32 * 4, stream)
-    }
-
-    fn load_register_immediate(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let engine = self.engine;
-        let [header, pairs @ ..] = command else { return Err(Reason::Length) };
-        *header &= !RELATIVE;
-        let (pairs, []) = pairs.as_chunks_mut::<2>() else {
-            return Err(Reason::Length);
-        };
-        for [offset, value] in pairs {
-            let register = *offset & mi::REGISTER_MASK;
-            let policy = policy(engine, register, stream);
-            if policy == Policy::Refused {
-                return Err(Reason::Forbidden);
-            }
-            if let Some(admitted) = policy.admit(*value) {
-                *value = admitted;
-            } else {
-                self.drop_write(register, *value, stream);
-                // A register that holds what was last written to it, and no more.
-                *offset = engine.base() + ring::NOPID;
-                *value = 0;
-            }
-        }
-        Ok(Keep)
-    }
-
-    fn store_register_memory(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, register, low, high] = command else {
-            return Err(Reason::Length);
-        };
-        *header &= !RELATIVE;
-        let (space, address, top) = (*header & mi::GLOBAL_GTT, *low & !3, *high);
-        let verdict = self.access(global_if(space), address, top, 4, stream)?;
-        if !registers::readable(self.engine, *register & mi::REGISTER_MASK) {
-            // A command of the same length stores the zero that is read there.
-            let store = mi::with_length(mi::STORE_DATA_IMM, 4) | space;
-            command.copy_from_slice(&[store, address, top, 0]);
-        }
-        Ok(verdict)
-    }
-
-    fn load_register_memory(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, register, low, high] = command else {
-            return Err(Reason::Length);
-        };
-        *header &= !RELATIVE;
-        let verdict = self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, 4, stream)?;
-        Ok(self.any_value(*register, stream)?.unwrap_or(verdict))
-    }
-
-    fn load_register_register(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, source, register] = command else {
-            return Err(Reason::Length);
-        };
-        *header &= !RELATIVE;
-        let (source, register) = (*source & mi::REGISTER_MASK, *register);
-        let verdict = self.any_value(register, stream)?.unwrap_or(Keep);
-        if matches!(verdict, Keep) && !registers::readable(self.engine, source) {
-            command.copy_from_slice(&[mi::load_register_imm(1), register & mi::REGISTER_MASK, 0]);
-        }
-        Ok(verdict)
-    }
-
-    /// The verdict on a write of a value that is not known yet: `None` if it may be any.
-    fn any_value(&mut self, register: u32, stream: Stream<'_>) -> Result<Option<Verdict>, Reason> {
-        let register = register & mi::REGISTER_MASK;
-        match policy(self.engine, register, stream) {
-            Policy::Any => return Ok(None),
-            Policy::Refused => return Err(Reason::Forbidden),
-            Policy::Without(_) | Policy::NotPhysical | Policy::Denied => {}
-        }
-        self.summary.dropped += 1;
-        Ok(Some(Blank))
-    }
-
-    fn drop_write(&mut self, register: u32, value: u32, stream: Stream<'_>) {
-        self.summary.dropped += 1;
-        if !stream.is_user()
-            && !matches!(stream, Stream::Image(_))
-            && let Some(dropped) = &mut self.dropped
-        {
-            dropped(register, value);
-        }
-    }
-
-    fn flush_dw(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        // Five dwords store eight bytes, four store four: both forms have an address.
-        let ([header, low, high, _] | [header, low, high, _, _]) = command else {
-            return Err(Reason::Length);
-        };
-        self.summary.notifies += u32::from(*header & mi::FLUSH_NOTIFY != 0);
-        if (*header >> mi::FLUSH_POST_SYNC_SHIFT) & 3 == 0 {
-            return Ok(Keep);
-        }
-        if *header & mi::FLUSH_STORE_INDEX != 0 {
-            // With it the index would count from the engine's status page, which is the mediator's.
-            *low &= !mi::FLUSH_DW1_GLOBAL_GTT;
-            return status_index(*low & !7, *high, 8);
-        }
-        self.access(global_if(*low & mi::FLUSH_DW1_GLOBAL_GTT), *low & !7, *high, 8, stream)
-    }
-
-    fn pipe_control(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [_, flags, low, high, _, _] = command else {
-            return Err(Reason::Length);
-        };
-        self.summary.notifies += u32::from(*flags & pipe_control::NOTIFY != 0);
-        // Resets counters and the timestamp that all share.
-        *flags &= !GLOBAL_SNAPSHOT_RESET;
-        if *flags & pipe_control::LRI_POST_SYNC != 0 {
-            if self.any_value(*low, stream)?.is_some() {
-                *flags &= !(pipe_control::LRI_POST_SYNC | pipe_control::POST_SYNC_MASK);
-            }
-            return Ok(Keep);
-        }
-        if *flags & pipe_control::POST_SYNC_MASK == 0 {
-            return Ok(Keep);
-        }
-        if *flags & pipe_control::STORE_DATA_INDEX != 0 {
-            // As for MI_FLUSH_DW: the context's status page, not the engine's.
-            *flags &= !pipe_control::GLOBAL_GTT;
-            return status_index(*low & !7, *high, 8);
-        }
-        // The store is of eight bytes and must be aligned; bit 2 asked for the global space in earlier generations.
-        *low &= !7;
-        self.access(global_if(*flags & pipe_control::GLOBAL_GTT), *low, *high, 8, stream)
-    }
-
-    fn report_perf_count(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [_, low, high, _] = command else {
-            return Err(Reason::Length);
-        };
-        self.access(global_if(*low & mi::REPORT_DW1_GLOBAL_GTT), *low & !63, *high, 256, stream)
-    }
-
-    fn copy_memory(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [header, to_low, to_high, from_low, from_high] = command else {
-            return Err(Reason::Length);
-        };
-        let to = global_if(*header & mi::COPY_DESTINATION_GLOBAL_GTT);
-        let from = global_if(*header & mi::COPY_SOURCE_GLOBAL_GTT);
-        match self.access(to, *to_low & !3, *to_high, 4, stream)? {
-            Keep => self.access(from, *from_low & !3, *from_high, 4, stream),
-            other => Ok(other),
-        }
-    }
-
-    fn atomic(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let ([header, low, high] | [header, low, high, _, _, _, _, _, _, _, _]) = command else {
-            return Err(Reason::Length);
-        };
-        let bytes = match (*header >> 19) & 3 {
-            0 => 4,
-            1 => 8,
-            _ => 16,
-        };
-        self.access(global_if(*header & mi::GLOBAL_GTT), *low & !3, *high, bytes, stream)
     }
 
     fn batch_start(&mut self, command: &mut [u32], at: usize, stream: Stream<'_>) -> Result<Verdict, Reason> {
@@ -426,25 +192,6 @@ impl Audit<'_> {
         let pending = Pending { place, target, level };
         self.pending.try_push(pending).map_err(|_| Reason::TooManyBatches)?;
         Ok(then)
-    }
-}
-
-/// LOAD_REGISTER_*: zero on these GPUs; on later ones the registers would be taken from some engine's base.
-const RELATIVE: u32 = 7 << 17;
-/// PIPE_CONTROL: Global Snapshot Count Reset.
-const GLOBAL_SNAPSHOT_RESET: u32 = 1 << 19;
-
-fn global_if(flag: u32) -> Space {
-    if flag != 0 { Space::Global } else { Space::Process }
-}
-
-fn policy(engine: Engine, register: u32, stream: Stream<'_>) -> Policy {
-    match stream {
-        Stream::User(..) => registers::unprivileged(engine, register),
-        Stream::Image(registers) => registers.policy(register),
-        Stream::Ring | Stream::Batch(..) | Stream::Indirect | Stream::PerContext => {
-            registers::privileged(engine, register)
-        }
     }
 }
 
@@ -495,23 +242,4 @@ fn batch_end(stream: Stream<'_>) -> Verdict {
         Stream::Ring | Stream::Indirect => Blank,
         Stream::Batch(..) | Stream::User(..) | Stream::PerContext | Stream::Image(_) => Verdict::End,
     }
-}
-
-fn store_data_index(command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-    let ([header, offset, _] | [header, offset, _, _]) = command else {
-        return Err(Reason::Length);
-    };
-    if stream.is_user() {
-        return Ok(Blank);
-    }
-    // The context's own status page; the engine's is the mediator's.
-    *header |= mi::STORE_INDEX_PPHWSP;
-    *offset &= 0xFFC;
-    status_index(*offset, 0, 8)
-}
-
-/// A store of `bytes` bytes into the context's status page.
-fn status_index(offset: u32, high: u32, bytes: u32) -> Result<Verdict, Reason> {
-    let inside = high == 0 && u64::from(offset) + u64::from(bytes) <= PAGE_SIZE;
-    if inside { Ok(Keep) } else { Err(Reason::Index) }
 }

@@ -92,6 +92,38 @@ fn stores_into_the_status_page_stay_in_it() {
     assert_eq!(reason(Engine::Rcs, &[store, 0xFFC, 9]), Some(Reason::Index));
 }
 
+/// An access is as wide as any reading of the command makes it, and lies where any reading puts it.
+#[test]
+fn what_can_be_read_in_two_ways_is_judged_by_the_worse() {
+    let last = 0x0800_0000 + (128 << 20);
+    // Eight and sixteen bytes by the operation, whatever the size field says.
+    let atomic = mi::with_length(mi::ATOMIC, 3) | GGTT;
+    for (operation, good, bad) in [(0x07, last - 4, last), (0x27, last - 8, last - 4), (0x4E, last - 16, last - 12)] {
+        assert_eq!(reason(Engine::Rcs, &[atomic | operation << 8, good, 0]), None, "{operation:#x}");
+        assert_eq!(reason(Engine::Rcs, &[atomic | operation << 8, bad, 0]), Some(Reason::Address), "{operation:#x}");
+    }
+    // Eight bytes by the flag, four by the length.
+    assert_eq!(reason(Engine::Bcs, &[SDI | GGTT | mi::STORE_QWORD, last - 4, 0, 1]), Some(Reason::Address));
+    assert_eq!(reason(Engine::Bcs, &[SDI | GGTT, last - 4, 0, 1]), None);
+    // A register and memory at once: the offset would be an address in somebody's aperture.
+    let both = 1 << 23 | 1 << 14 | 1 << 24;
+    let (ran, _) = ring(Engine::Rcs, &[0x7A00_0004, both, 0x2600, 0, 7, 0]).unwrap();
+    assert_eq!(ran, [0x7A00_0004, both & !(3 << 14), 0x2600, 0, 7, 0]);
+    // "Core mode" moves an address.
+    let report = mi::with_length(mi::REPORT_PERF_COUNT, 4);
+    let (ran, _) = ring(Engine::Rcs, &[report, MINE | 0x3F, 0, 7]).unwrap();
+    assert_eq!(ran, [report, MINE | 1, 0, 7]);
+    let (ran, _) = ring(Engine::Rcs, &[SDI | GGTT, MINE | 3, 0, 7]).unwrap();
+    assert_eq!(ran, [SDI | GGTT, MINE, 0, 7]);
+    // A process cannot have its driver's submission refused by an index.
+    let at_process = u64::from(PROCESS[1]) << 32 | u64::from(PROCESS[0]);
+    let flush = FLUSH | POST_SYNC | mi::FLUSH_STORE_INDEX;
+    let mut memory = Memory::default().process(at_process, &[flush, 0x1000, 0, 1, flush, 0x40 | 4, 0, 1, END]);
+    let start = [START | mi::BB_PPGTT, PROCESS[0], PROCESS[1]];
+    let (_, arena, _) = submission(Engine::Bcs, &start, &mut memory, 1 << 16).unwrap();
+    assert_eq!(arena[..9], [0, 0, 0, 0, 0, 0, 0, 0, END]);
+}
+
 /// What a command reads of an engine's state, of another engine, or of what all share, is zero; the store happens.
 #[test]
 fn registers_that_are_not_the_guests_are_read_as_zero() {
