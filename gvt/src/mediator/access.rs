@@ -8,7 +8,7 @@ use crate::stats::Access;
 use crate::trace::Note;
 use crate::vgpu::registers::{Handler, Policy, RegisterFile, policy};
 use crate::vgpu::{Vgpu, irq};
-use gvt_defs::{Engine, EngineMask, Nanos, masked, reg};
+use gvt_defs::{Engine, EngineMask, GgttAddr, Nanos, masked, reg};
 
 /// Whether more is to be done.
 #[must_use]
@@ -210,6 +210,10 @@ impl Mirror {
         let engine = crate::gpu::switch::engine_of(offset);
         self.engines = engine.map_or(self.engines, |engine| self.engines.or(engine.mask()));
         self.shows |= offset / 4096 == irq::PAGE;
+    }
+
+    pub(super) fn status_page(&self, engine: Engine) -> GgttAddr {
+        self.file.status_page(engine)
     }
 
     pub(super) fn put_back(self, host: &mut dyn Host, vgpu: &mut Vgpu) {

@@ -146,7 +146,7 @@ impl Vgpu {
         if held.is_empty() {
             return held;
         }
-        let status_page = GgttAddr(self.file.engine(engine, ring::HWS_PGA));
+        let status_page = self.file.status_page(engine);
         let pointer = self.file.engine(engine, ring::CSB_PTR);
         let mut write = pointer & 7;
         for entry in &held {

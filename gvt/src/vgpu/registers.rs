@@ -8,7 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use gvt_defs::reg::{self, display, forcewake, irq};
 use gvt_defs::reset::Display;
-use gvt_defs::{ENGINES, Engine, masked, pvinfo, reset, ring};
+use gvt_defs::{ENGINES, Engine, GgttAddr, masked, pvinfo, reset, ring};
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -341,6 +341,11 @@ impl RegisterFile {
     /// A register of an engine.
     pub(crate) fn engine(&self, engine: Engine, local: u32) -> u32 {
         self.get(engine.base() + local)
+    }
+
+    /// Where the guest has the status page of an engine; 0 if nowhere.
+    pub(crate) fn status_page(&self, engine: Engine) -> GgttAddr {
+        GgttAddr(self.engine(engine, ring::HWS_PGA))
     }
 
     /// Stores a register of an engine.

@@ -92,6 +92,44 @@ fn stores_into_the_status_page_stay_in_it() {
     assert_eq!(reason(Engine::Rcs, &[store, 0xFFC, 9]), Some(Reason::Index));
 }
 
+/// What a guest's driver means by the engine's status page is the page that it gave to its own engine.
+#[test]
+fn stores_into_the_engines_status_page_go_to_the_guests_own() {
+    let partition = partition();
+    let audit = |engine, page, command: &[u32]| {
+        let mut command = command.to_vec();
+        let mut audit = Audit::new(engine, &partition).with_status_page(GgttAddr(page));
+        audit.ring(&mut command).map(|()| command)
+    };
+    let (flush, wide) = (FLUSH | POST_SYNC, FLUSH_QWORD | 3 << mi::FLUSH_POST_SYNC_SHIFT);
+    let (index, pipe) = (mi::FLUSH_STORE_INDEX, 1 << 20 | 1 << 14 | 1 << 24);
+    let store = mi::with_length(mi::STORE_DATA_INDEX, 3);
+    for page in [MINE, HIDDEN] {
+        for engine in [Engine::Bcs, Engine::Vcs0, Engine::Vecs] {
+            let ran = audit(engine, page, &[flush | index, 0x40 | 4, 0, 1]).unwrap();
+            assert_eq!(ran, [flush, page | 0x40 | 4, 0, 1], "{engine:?}");
+            let ran = audit(engine, page, &[wide | index, 0xFF8 | 4, 0, 1, 2]).unwrap();
+            assert_eq!(ran, [wide, page | 0xFF8 | 4, 0, 1, 2], "{engine:?}");
+            // Without the bit it is the context's page, as ever.
+            assert_eq!(audit(engine, page, &[flush | index, 0xD0, 0, 1]).unwrap(), [flush | index, 0xD0, 0, 1]);
+        }
+        let ran = audit(Engine::Rcs, page, &[0x7A00_0004, pipe | 1 << 21, 0x7C & !7, 0, 1, 2]).unwrap();
+        assert_eq!(ran, [0x7A00_0004, pipe, page | 0x78, 0, 1, 2]);
+        let outside = [0x7A00_0004, pipe | 1 << 21, 0x1000, 0, 1, 2];
+        assert_eq!(audit(Engine::Rcs, page, &outside).unwrap_err().reason, Reason::Index);
+        // There is no command of three dwords with an address: the context's page.
+        let ran = audit(Engine::Rcs, page, &[store, 0x40, 9]).unwrap();
+        assert_eq!(ran, [store | mi::STORE_INDEX_PPHWSP, 0x40, 9]);
+    }
+    // A page that is not the guest's, or none.
+    for page in [0, FOREIGN, PRISM, 0xFFFF_F000] {
+        let ran = audit(Engine::Bcs, page, &[flush | index, 0x40 | 4, 0, 1]).unwrap();
+        assert_eq!(ran, [flush | index, 0x40, 0, 1], "{page:#x}");
+        let ran = audit(Engine::Rcs, page, &[0x7A00_0004, pipe | 1 << 21, 0x40, 0, 1, 2]).unwrap();
+        assert_eq!(ran, [0x7A00_0004, pipe & !(1 << 24) | 1 << 21, 0x40, 0, 1, 2], "{page:#x}");
+    }
+}
+
 /// An access is as wide as any reading of the command makes it, and lies where any reading puts it.
 #[test]
 fn what_can_be_read_in_two_ways_is_judged_by_the_worse() {

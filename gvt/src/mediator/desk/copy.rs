@@ -112,8 +112,9 @@ impl<W: Hw> Desk<'_, W> {
         mirror: &mut Mirror,
     ) -> Result<(), Refusal> {
         let partition = self.vgpu.partition.clone();
+        let page = mirror.status_page(self.engine);
         let mut sink = |offset, value| mirror.write(offset, value);
-        let mut audit = Audit::new(self.engine, &partition).telling(&mut sink);
+        let mut audit = Audit::new(self.engine, &partition).with_status_page(page).telling(&mut sink);
         let done = self.audit_with(&mut audit, slot, pml4, ring, pages);
         self.settle(audit.summary());
         done
@@ -182,7 +183,8 @@ impl<W: Hw> Desk<'_, W> {
     /// Copies and audits the buffers that run at every restore of the context.
     pub(super) fn copy_buffers(&mut self, slot: usize, part: &RingPart) -> Result<Buffers, Refusal> {
         let partition = self.vgpu.partition.clone();
-        let mut audit = Audit::new(self.engine, &partition);
+        let page = self.vgpu.file.status_page(self.engine);
+        let mut audit = Audit::new(self.engine, &partition).with_status_page(page);
         let mut buffers = Buffers::default();
         let lines = part.indirect & context::INDIRECT_SIZE_MASK;
         if lines != 0 {

@@ -10,6 +10,7 @@ mod isolation;
 mod one;
 mod registers;
 mod shares;
+mod status;
 mod two;
 
 use gvt_defs::mi;
