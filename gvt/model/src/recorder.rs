@@ -13,7 +13,7 @@ const MAX_CHUNKS: usize = 65_536;
 const MAX_REACHED: usize = 65_536;
 
 /// How something was touched.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Touch {
     /// It was read.
     Read,

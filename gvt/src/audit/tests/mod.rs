@@ -1,5 +1,6 @@
 //! What stock drivers emit must pass; what a hostile guest might emit must not.
 
+mod differential;
 mod hostile;
 mod kept;
 mod opcodes;
