@@ -332,41 +332,27 @@ pub fn length(engine: Engine, header: u32) -> Option<u32> {
     match header >> 29 {
         0 => masked(&MI_MASK, mi::opcode(header), header),
         2 if matches!(engine, Engine::Bcs) => masked(&BLT_MASK, blt::opcode(header), header),
-        3 => match engine {
-            Engine::Rcs => Some(render_length(header)),
-            Engine::Vcs0 | Engine::Vcs1 | Engine::Vecs => Some(media_length(header)),
-            Engine::Bcs => None,
-        },
+        3 if !matches!(engine, Engine::Bcs) => Some(gfx_length(engine, gfx::key(header)).of(header)),
         _ => None,
     }
 }
 
+/// How long the 3D or media command is that has `key` in bits 31:16 of its header.
 #[inline]
-fn render_length(header: u32) -> u32 {
-    match (header >> 27) & 3 {
-        // PIPELINE_SELECT, 3DSTATE_VF_STATISTICS.
-        1 => 1,
+pub const fn gfx_length(engine: Engine, key: u32) -> Length {
+    let render = matches!(engine, Engine::Rcs);
+    match key >> 11 & 3 {
+        // PIPELINE_SELECT, 3DSTATE_VF_STATISTICS, MFX_WAIT.
+        1 => ONE,
+        2 if !render => Length::Field(0xFFF),
         // Media commands have a 16-bit length field, but for GPGPU_WALKER, which has flags there.
-        2 if gfx::key(header) != gfx::GPGPU_WALKER => (header & 0xFFFF) + 2,
-        3 if matches!(
-            gfx::key(header),
-            gfx::SO_DECL_LIST | gfx::BINDING_TABLE_EDIT_VS..=gfx::BINDING_TABLE_EDIT_PS
-        ) =>
-        {
-            (header & 0x1FF) + 2
-        }
-        3 if matches!(gfx::key(header), gfx::DX9_CONSTANTF_VS | gfx::DX9_CONSTANTF_PS) => (header & 0x7FF) + 2,
-        _ => (header & 0xFF) + 2,
-    }
-}
-
-#[inline]
-fn media_length(header: u32) -> u32 {
-    match (header >> 27) & 3 {
-        // MFX_WAIT.
-        1 => 1,
-        2 => (header & 0xFFF) + 2,
-        _ => (header & 0xFF) + 2,
+        2 if key != gfx::GPGPU_WALKER => Length::Field(0xFFFF),
+        3 if render => match key {
+            gfx::SO_DECL_LIST | gfx::BINDING_TABLE_EDIT_VS..=gfx::BINDING_TABLE_EDIT_PS => Length::Field(0x1FF),
+            gfx::DX9_CONSTANTF_VS | gfx::DX9_CONSTANTF_PS => Length::Field(0x7FF),
+            _ => BYTE,
+        },
+        _ => BYTE,
     }
 }
 

@@ -190,7 +190,7 @@ const fn gfx_rules(engine: Engine) -> [Rule; GFX] {
     while i < list.len() {
         let (mut key, last) = list[i];
         while key <= last {
-            let width = if matches!(engine, Engine::Rcs) { render_width(key) } else { media_width(key) };
+            let width = width(command::gfx_length(engine, key));
             let kind =
                 if matches!(engine, Engine::Rcs) && key == gfx::PIPE_CONTROL { Kind::PipeControl } else { Kind::Plain };
             rules[key as usize % GFX] = Rule::new(kind, width);
@@ -199,29 +199,6 @@ const fn gfx_rules(engine: Engine) -> [Rule; GFX] {
         i += 1;
     }
     rules
-}
-
-/// The sub-type: 0 to 3.
-const fn sub_type(key: u32) -> u32 {
-    key >> 11 & 3
-}
-
-const fn render_width(key: u32) -> u16 {
-    match sub_type(key) {
-        1 => 0,
-        2 if key != gfx::GPGPU_WALKER => 16,
-        3 if key == gfx::SO_DECL_LIST || (key >= gfx::BINDING_TABLE_EDIT_VS && key <= gfx::BINDING_TABLE_EDIT_PS) => 9,
-        3 if key == gfx::DX9_CONSTANTF_VS || key == gfx::DX9_CONSTANTF_PS => 11,
-        _ => 8,
-    }
-}
-
-const fn media_width(key: u32) -> u16 {
-    match sub_type(key) {
-        1 => 0,
-        2 => 12,
-        _ => 8,
-    }
 }
 
 static BLT: [Rule; 128] = blt_rules();

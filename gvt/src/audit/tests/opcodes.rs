@@ -140,6 +140,31 @@ fn unknown_opcodes_refuse_the_submission() {
     assert_eq!(std::format!("{fault}"), line);
 }
 
+/// The same of MI and 2D commands, of types that no engine has, and of commands that other engines have.
+#[test]
+fn what_an_engine_does_not_have_is_refused_in_rings_and_batches() {
+    let mut refused = 0;
+    for engine in Engine::ALL {
+        // Types and opcodes; of 3D and media commands no opcode, above.
+        for header in (0..1u32 << 10).map(|top| top << 22).filter(|header| header >> 29 != 3) {
+            let known = match header >> 29 {
+                0 => gvt_defs::command::mi_command(header).is_some_and(|c| c.engines.has(engine)),
+                2 => engine == Engine::Bcs && gvt_defs::command::blt_command(header).is_some(),
+                _ => false,
+            };
+            if known {
+                continue;
+            }
+            refused += 1;
+            assert_eq!(reason(engine, &[header, 0, 0, 0]), Some(Reason::Unknown), "{engine:?} {header:#x}");
+            let mut memory = Memory::default().global(MINE, &[header, 0, 0, 0, END]);
+            let fault = submission(engine, &[START, MINE, 0], &mut memory, 1 << 12).unwrap_err();
+            assert_eq!((fault.reason, fault.part), (Reason::Unknown, Part::Batch), "{engine:?} {header:#x}");
+        }
+    }
+    assert!(refused > 3000);
+}
+
 /// Longer than eight bits can say: the rest of it would be taken for commands, and real ones for its payload.
 #[test]
 fn long_constants_are_stepped_over_whole() {
