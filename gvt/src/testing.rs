@@ -3,6 +3,7 @@
 
 pub mod driver;
 pub mod machine;
+pub mod oracle;
 pub mod quiet;
 
 use crate::host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
@@ -80,7 +81,7 @@ pub struct FakeHost {
     pub ram: Ram,
     vms: BTreeMap<VmId, Vm>,
     free: Vec<Hpa>,
-    allocated: BTreeMap<Hpa, Owner>,
+    allocated: BTreeMap<Hpa, oracle::Frame>,
     next_vm: u64,
     mediator_quota: usize,
     /// Interrupts raised and not yet taken.
@@ -205,12 +206,12 @@ impl FakeHost {
 
     /// Frames allocated now to `owner`.
     pub fn frames_of(&self, owner: Owner) -> usize {
-        self.allocated.values().filter(|o| **o == owner).count()
+        self.allocated.values().filter(|frame| frame.owner == owner).count()
     }
 
     /// Whether `frame` is allocated now, and to whom.
     pub fn owner_of(&self, frame: Hpa) -> Option<Owner> {
-        self.allocated.get(&Hpa(frame.0 & !(PAGE_SIZE - 1))).copied()
+        self.frame_at(frame).map(|frame| frame.owner)
     }
 
     /// Takes the interrupts raised so far in `vm`.
@@ -286,13 +287,17 @@ impl Host for FakeHost {
             return Err(NoFrame);
         }
         let frame = self.free.pop().ok_or(NoFrame)?;
-        self.allocated.insert(frame, owner);
+        self.allocated.insert(frame, oracle::Frame::new(owner));
         self.ram.write(frame, &[0; PAGE_SIZE as usize]);
         Ok(frame)
     }
 
     fn free_frame(&mut self, owner: Owner, frame: Hpa) {
-        assert_eq!(self.allocated.remove(&frame), Some(owner), "freed by another owner, or twice");
+        assert_eq!(
+            self.allocated.remove(&frame).map(|frame| frame.owner),
+            Some(owner),
+            "freed by another owner, or twice"
+        );
         // Poison, so that a use after free shows.
         self.ram.write(frame, &[0xA5; PAGE_SIZE as usize]);
         self.free.push(frame);
@@ -323,6 +328,7 @@ impl Host for FakeHost {
     }
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 

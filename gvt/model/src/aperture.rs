@@ -10,6 +10,7 @@ use crate::gtt::Looker;
 use crate::memory::{Dma, Memory};
 use crate::regs::RegFile;
 use crate::tiling::Tiling;
+use crate::witness::Purpose;
 
 /// The valid fences, decoded.
 #[derive(Default)]
@@ -50,6 +51,7 @@ impl Fences {
 impl Device {
     /// Reads through the aperture; what is not mapped reads as zeros.
     pub fn aperture_read(&mut self, memory: &mut dyn Memory, offset: u64, buf: &mut [u8]) {
+        self.recorder.witness.purpose = Purpose::Aperture;
         let mut rest = buf;
         let mut at = offset;
         while !rest.is_empty() {
@@ -66,10 +68,12 @@ impl Device {
             at += len as u64;
             rest = tail;
         }
+        self.recorder.witness.purpose = Purpose::Data;
     }
 
     /// Writes through the aperture; what is not mapped is dropped.
     pub fn aperture_write(&mut self, memory: &mut dyn Memory, offset: u64, data: &[u8]) {
+        self.recorder.witness.purpose = Purpose::Aperture;
         let mut rest = data;
         let mut at = offset;
         while !rest.is_empty() {
@@ -83,6 +87,7 @@ impl Device {
             at += len as u64;
             rest = tail;
         }
+        self.recorder.witness.purpose = Purpose::Data;
     }
 
     /// Detiled address, and how much of `len` bytes can be moved at once.

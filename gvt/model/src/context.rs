@@ -5,6 +5,7 @@ use alloc::vec;
 
 use gvt_defs::context::{self, CACHELINE, DWORDS, Group, INDIRECT_SIZE_MASK, PER_CTX_VALID, value};
 use gvt_defs::execlist::Descriptor;
+use gvt_defs::pte::GgttPte;
 use gvt_defs::trace::{By, Kind};
 use gvt_defs::{Engine, GgttAddr, PAGE_SIZE, masked, mi, ring};
 
@@ -13,6 +14,7 @@ use crate::engine::{Batch, Exec, Level, Ring};
 use crate::findings::Finding;
 use crate::regs::Class;
 use crate::translate::{Root, Space};
+use crate::witness::Purpose;
 
 /// A context image that is written back later.
 pub(crate) struct Deferred {
@@ -36,12 +38,15 @@ impl Exec<'_> {
     pub fn load(&mut self, descriptor: Descriptor) {
         self.flush_deferred();
         let engine = self.state.engine;
+        self.state.image = Some(GgttPte(self.device.gtt.entry(descriptor.lrca().index())).frame());
+        self.device.recorder.witness.begin(engine, self.state.image);
         self.device.trace.add(self.device.now, Kind::Load, By::Engine(engine), 0, descriptor.0);
         let now = self.device.now;
         let port = self.device.port(engine);
         (port.busy, port.since, port.loaded) = (true, now, now);
         self.device.counters.change(engine, |c| c.loads += 1);
         self.restore(descriptor);
+        self.device.recorder.witness.loaded(&self.device.regs);
         self.state.running = Some(descriptor);
         self.device.publish_running(engine, descriptor, self.state.element);
         self.set_root(descriptor);
@@ -60,7 +65,9 @@ impl Exec<'_> {
     pub fn lite_restore(&mut self, list: [Descriptor; 2]) {
         let engine = self.state.engine;
         let page = register_page(list[0].lrca());
+        let before = self.view().purpose(Purpose::Image);
         let tail = self.view().read_u32(Space::Global, page + 4 * value::RING_TAIL as u64);
+        self.view().purpose(before);
         self.device.set_ring(engine, ring::TAIL, tail);
         if self.state.ring.size != 0 {
             self.state.ring.tail = (tail & ring::TAIL_ADDR_MASK) % self.state.ring.size;
@@ -78,6 +85,7 @@ impl Exec<'_> {
     fn reload_root(&mut self, descriptor: Descriptor) {
         let engine = self.state.engine;
         let page = register_page(descriptor.lrca());
+        let before = self.view().purpose(Purpose::Image);
         for (n, position) in
             [value::PDP0_LDW, value::PDP1_LDW, value::PDP2_LDW, value::PDP3_LDW].into_iter().enumerate()
         {
@@ -86,6 +94,7 @@ impl Exec<'_> {
             self.device.set_ring(engine, ring::PDP0_LDW + 8 * n as u32, low);
             self.device.set_ring(engine, ring::PDP0_UDW + 8 * n as u32, high);
         }
+        self.view().purpose(before);
         self.set_root(descriptor);
     }
 
@@ -93,7 +102,9 @@ impl Exec<'_> {
     fn restore(&mut self, descriptor: Descriptor) {
         let engine = self.state.engine;
         let mut page: Page = [0; PAGE_SIZE as usize];
+        let before = self.view().purpose(Purpose::Image);
         self.view().read(Space::Global, register_page(descriptor.lrca()), &mut page);
+        self.view().purpose(before);
         let mut at = 0;
         while at < DWORDS {
             let inhibit = self.device.ring(engine, ring::CTX_CONTROL) & ring::CTX_RESTORE_INHIBIT != 0;
@@ -251,15 +262,18 @@ impl Exec<'_> {
         let tail = 4 * value::RING_TAIL;
         let end = (4 * image.len()).min(page.len());
         let mut view = self.view();
+        let before = view.purpose(Purpose::Image);
         view.write(Space::Global, start, page.get(..tail).unwrap_or(&[]));
         let after = tail + 4;
         view.write(Space::Global, start + after as u64, page.get(after..end).unwrap_or(&[]));
+        view.purpose(before);
     }
 }
 
 impl Device {
     /// A register out of a context image. Status registers of the engine are loaded too.
     fn restore_register(&mut self, engine: Engine, register: u32, value: u32) {
+        self.recorder.witness.leave(register, self.regs.get(register));
         let own = register.wrapping_sub(engine.base()) < 0x800;
         if own && self.regs.class(register) == Class::ReadOnly {
             self.regs.set(register, value);

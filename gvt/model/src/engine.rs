@@ -1,7 +1,7 @@
 //! An engine: where it is in its command streams, and the slice loop that moves it on.
 
 use gvt_defs::execlist::Descriptor;
-use gvt_defs::{Engine, Nanos, ring};
+use gvt_defs::{Engine, Hpa, Nanos, ring};
 
 use crate::blitter::{BlitJob, Clip};
 use crate::context::Deferred;
@@ -10,6 +10,7 @@ use crate::fetch::Fetch;
 use crate::gpu::Progress;
 use crate::memory::Memory;
 use crate::translate::{Root, Space, View};
+use crate::witness::Purpose;
 
 /// How long an engine that polls memory rests between two looks: longer with every look in vain.
 const POLL_FIRST: u64 = 20_000;
@@ -68,6 +69,8 @@ pub(crate) struct EngineState {
     pub list: [Descriptor; 2],
     pub element: usize,
     pub running: Option<Descriptor>,
+    /// The frame behind page 0 of the image that was loaded last.
+    pub image: Option<Hpa>,
     pub root: Root,
     pub ring: Ring,
     pub level: Level,
@@ -100,6 +103,7 @@ impl EngineState {
             list: [Descriptor::default(); 2],
             element: 0,
             running: None,
+            image: None,
             root: Root::default(),
             ring: Ring::default(),
             level: Level::Ring,
@@ -168,6 +172,7 @@ pub(crate) struct Exec<'a> {
 impl Exec<'_> {
     /// Runs the engine until it has nothing to do, waits, or has used its budget.
     pub fn slice(&mut self) -> Progress {
+        self.device.recorder.witness.begin(self.state.engine, self.state.image);
         self.state.fetch.drop_window();
         let progress = loop {
             if self.stopped() {
@@ -400,8 +405,10 @@ impl Exec<'_> {
         let mut view = View { device: &mut *self.device, memory: &mut *self.memory, engine, root: &self.state.root };
         let command = view.device.recorder.command(None);
         view.device.fetch_frame = view.translate(space, address).map(|page| page.frame);
+        let before = view.purpose(Purpose::Fetch);
         self.state.fetch.refill(space, address, |buf| view.read(space, address, buf));
         view.device.recorder.command(command);
+        self.device.recorder.witness.purpose = before;
         self.state.fetch.get(space, address).unwrap_or(0)
     }
 

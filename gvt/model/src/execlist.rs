@@ -9,6 +9,7 @@ use crate::engine::Exec;
 use crate::findings::Finding;
 use crate::profile::Save;
 use crate::translate::Space;
+use crate::witness::Purpose;
 
 impl Exec<'_> {
     /// Looks at the pending submission: starts it on an idle engine; if it names the running context, takes the new
@@ -125,8 +126,10 @@ impl Exec<'_> {
         let page = u64::from(self.device.ring(engine, ring::HWS_PGA) & !0xFFF);
         let raw = u64::from(entry.id) << 32 | u64::from(entry.status);
         let mut view = self.view();
+        let before = view.purpose(Purpose::Status);
         view.write_u64(Space::Global, page + u64::from(HWSP_CSB + 8 * write), raw);
         view.write_u32(Space::Global, page + u64::from(HWSP_CSB_WRITE), write);
+        view.purpose(before);
         self.device.trace.add(self.device.now, Kind::Status, By::Engine(engine), entry.status, u64::from(entry.id));
         self.device.raise(engine, event::CONTEXT_SWITCH);
     }

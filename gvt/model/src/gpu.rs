@@ -14,6 +14,7 @@ use crate::findings::Finding;
 use crate::memory::Memory;
 use crate::profile::Profile;
 use crate::recorder::{Reached, Touched};
+use crate::witness::Seen;
 
 /// A base address register that decodes something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -221,6 +222,16 @@ impl Gpu {
     /// What commands reached since recording began or since the last call, one by one and in order.
     pub fn take_reached(&mut self) -> Vec<Reached> {
         self.device.recorder.take_reached()
+    }
+
+    /// From now on, what an oracle of isolation may want to know is kept for [`witnessed`](Self::witnessed).
+    pub fn witness(&mut self) {
+        self.device.recorder.witness.start();
+    }
+
+    /// What was seen since the last call, in order.
+    pub fn witnessed(&mut self, each: &mut dyn FnMut(Seen)) {
+        self.device.recorder.witness.take(each);
     }
 
     /// The trace, oldest line first.

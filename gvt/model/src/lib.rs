@@ -38,6 +38,7 @@ mod surface;
 mod tiling;
 mod trace;
 mod translate;
+mod witness;
 
 pub use config::{Msi, Width};
 pub use counters::{Counters, EngineCounters};
@@ -48,6 +49,7 @@ pub use memory::{BusError, Memory};
 pub use profile::{Blitter, Forcewake, Profile, Save, Strict};
 pub use ram::Ram;
 pub use recorder::{Place, Reached, Touch, Touched, TouchedRange};
+pub use witness::{Purpose, Running, Seen};
 
 /// One line of the trace.
 pub use gvt_defs::trace::Entry as TraceEntry;

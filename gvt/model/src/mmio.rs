@@ -36,6 +36,10 @@ impl Device {
         self.recorder.reach(Place::Register(offset), 4, Touch::Write, value);
         self.trace.add(self.now, Kind::Write, by, offset, u64::from(value));
         self.lint(offset, by);
+        match by {
+            By::Host => self.recorder.witness.put(offset),
+            By::Engine(_) => self.recorder.witness.command(offset, self.regs.get(offset)),
+        }
         self.store(offset, value);
     }
 

@@ -6,6 +6,8 @@ use alloc::vec::Vec;
 
 use gvt_defs::{Engine, Hpa, PAGE_SIZE};
 
+use crate::witness::Witness;
+
 /// Chunks of 64 frames that are kept at most (256 MiB of scattered frames at worst, 16 GiB at best).
 const MAX_CHUNKS: usize = 65_536;
 
@@ -89,6 +91,7 @@ pub(crate) struct Recorder {
     /// The command that is being executed.
     command: Option<(Engine, u32)>,
     reached: Vec<Reached>,
+    pub witness: Witness,
 }
 
 impl Recorder {
@@ -121,6 +124,7 @@ impl Recorder {
 
     #[inline]
     pub fn note(&mut self, hpa: Hpa, touch: Touch) {
+        self.witness.note(hpa, touch);
         if self.on {
             self.insert(hpa.0 / PAGE_SIZE, touch);
         }
@@ -144,7 +148,8 @@ impl Recorder {
     }
 
     pub fn start(&mut self) {
-        *self = Self { on: true, command: self.command, ..Self::default() };
+        let witness = core::mem::take(&mut self.witness);
+        *self = Self { on: true, command: self.command, witness, ..Self::default() };
     }
 
     pub fn stop(&mut self) {

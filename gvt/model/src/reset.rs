@@ -39,6 +39,7 @@ impl Device {
             self.findings.add(Finding::ResetWithoutReady(engine));
         }
         *self.port(engine) = Port::default();
+        self.recorder.witness.reset(engine);
         self.regs.reset_range(info.base, info.base + 0x800, &self.profile);
         self.set_ring(engine, ring::RESET_CTL, control);
         self.regs.reset_range(info.mocs, info.mocs + 4 * reg::MOCS_ENTRIES, &self.profile);

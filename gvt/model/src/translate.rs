@@ -10,6 +10,7 @@ use crate::findings::Finding;
 use crate::gtt::{Looker, Page};
 use crate::memory::Dma;
 use crate::recorder::{Place, Touch};
+use crate::witness::Purpose;
 
 /// A graphics address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,7 +126,10 @@ impl View<'_, '_> {
     }
 
     fn fetch_entry(&mut self, at: Hpa) -> Option<PpgttEntry> {
-        let entry = match self.dma().read_u64(at) {
+        let before = self.purpose(Purpose::Table);
+        let read = self.dma().read_u64(at);
+        self.purpose(before);
+        let entry = match read {
             Ok(raw) => PpgttEntry(raw),
             Err(_) => {
                 self.device.findings.add(Finding::BusError(at.0));
@@ -152,6 +156,11 @@ impl View<'_, '_> {
             Space::Process => Place::Process(pte::strip(address).0),
         };
         self.device.recorder.reach(place, bytes, touch, 0);
+    }
+
+    /// Says why memory is accessed from here on; gives why it was until now.
+    pub fn purpose(&mut self, purpose: Purpose) -> Purpose {
+        core::mem::replace(&mut self.device.recorder.witness.purpose, purpose)
     }
 
     pub fn dma(&mut self) -> Dma<'_> {

@@ -1,12 +1,13 @@
 //! A whole machine in one process: the fake hypervisor, the software GPU, the mediator, and a clock.
 
+use super::oracle;
 use super::quiet::uncounted;
 use super::{FakeHost, Ram};
 use crate::host::VmId;
 use crate::hw::{Aperture, ApertureAccess, Hw};
 use crate::mediator::{Config, Gvt, VgpuConfig, VgpuId};
 use gvt_defs::{Hpa, Nanos, reg};
-use gvt_model::{BusError, Gpu, Memory, Profile, Progress, Width};
+use gvt_model::{Bar, BusError, Gpu, Memory, Profile, Progress, Width};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -108,6 +109,7 @@ impl Machine {
         let mut host = FakeHost::new(160);
         let device = Rc::new(RefCell::new(Device { gpu: Gpu::new(profile), now: Nanos(1), entries: 1 << 20 }));
         enable_msi(&mut device.borrow_mut().gpu);
+        device.borrow_mut().gpu.witness();
         let gvt = Gvt::new(ModelHw(device.clone()), config, &mut host, Nanos(1)).expect("the GPU starts");
         let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0, latency: 0, heard: None, idle: false };
         machine.run_for(100_000);
@@ -138,9 +140,42 @@ impl Machine {
             let mut ram = self.host.ram.clone();
             device.gpu.step(&mut ram, now, 100)
         };
+        self.judge(None);
         self.idle = progress == Progress::Idle;
         self.deliver();
         progress == Progress::Busy
+    }
+
+    /// A guest's CPU stores to its part of BAR2, which is mapped straight to the physical one.
+    pub fn aperture_write(&mut self, vm: VmId, id: VgpuId, offset: u64, data: &[u8]) {
+        let Some(at) = self.in_slice(id, offset, data.len()) else { return };
+        let (mut ram, now) = (self.host.ram.clone(), self.now());
+        self.device.borrow_mut().gpu.bar_write(&mut ram, Bar::Gmadr, at, data, now);
+        self.judge(Some(vm));
+    }
+
+    /// A guest's CPU loads from its part of BAR2.
+    pub fn aperture_read(&mut self, vm: VmId, id: VgpuId, offset: u64, buf: &mut [u8]) {
+        let Some(at) = self.in_slice(id, offset, buf.len()) else { return };
+        let (mut ram, now) = (self.host.ram.clone(), self.now());
+        self.device.borrow_mut().gpu.bar_read(&mut ram, Bar::Gmadr, at, buf, now);
+        self.judge(Some(vm));
+    }
+
+    fn in_slice(&self, id: VgpuId, offset: u64, bytes: usize) -> Option<u64> {
+        let slice = self.gvt.aperture_slice(id);
+        let end = offset.checked_add(bytes as u64)?;
+        (end <= slice.size).then_some(slice.offset + offset)
+    }
+
+    /// What the GPU did since the last time kept guests apart.
+    fn judge(&mut self, cpu: Option<VmId>) {
+        let Self { host, device, .. } = self;
+        device.borrow_mut().gpu.witnessed(&mut |seen| {
+            if let Err(broken) = oracle::judge(host, cpu, seen) {
+                panic!("{broken}");
+            }
+        });
     }
 
     /// The GPU's interrupt and the mediator's timer.
@@ -171,6 +206,8 @@ impl Machine {
             let mut ram = self.host.ram.clone();
             device.gpu.step(&mut ram, now, 100);
             device.gpu.take_interrupt();
+            drop(device);
+            self.judge(None);
         }
     }
 
