@@ -3,7 +3,7 @@
 
 use crate::hw::Hw;
 use crate::vgpu::registers::RegisterFile;
-use gvt_defs::{Engine, masked, reg, ring};
+use gvt_defs::{Engine, masked, nonpriv, reg, ring};
 
 /// When a register is written at a switch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,8 +60,20 @@ const fn withheld(offset: u32) -> u32 {
 const CSFE_CHICKEN1: u32 = Engine::Rcs.base() + ring::CSFE_CHICKEN1;
 
 /// Registers of the other engines, from their base.
-const OTHER: [(u32, When); 3] =
-    [(ring::NOPID, When::Always), (ring::SEMA_WAIT_POLL, When::Differs), (ring::MI_PREDICATE_RESULT_2, When::Always)];
+const OTHER: [(u32, When); 15] = other();
+
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
+const fn other() -> [(u32, When); 15] {
+    let mut rows = [(ring::NOPID, When::Always); 15];
+    rows[1] = (ring::SEMA_WAIT_POLL, When::Differs);
+    rows[2] = (ring::MI_PREDICATE_RESULT_2, When::Always);
+    let mut slot = 0;
+    while slot < ring::FORCE_TO_NONPRIV_SLOTS {
+        rows[3 + slot as usize] = (ring::FORCE_TO_NONPRIV + 4 * slot, When::Differs);
+        slot += 1;
+    }
+    rows
+}
 
 const MOCS: usize = reg::MOCS_ENTRIES as usize;
 const L3: usize = reg::LNCFCMOCS_COUNT as usize;
@@ -134,10 +146,21 @@ pub(crate) enum Scope {
     SameOwner,
 }
 
+/// What a register is to hold. An empty FORCE_TO_NONPRIV slot opens the register at 0, whatever that is: NOPID instead,
+/// as i915 does.
+fn wanted(engine: Engine, offset: u32, file: &RegisterFile) -> u32 {
+    let first = engine.base() + ring::FORCE_TO_NONPRIV;
+    let is_slot = (first..first + 4 * ring::FORCE_TO_NONPRIV_SLOTS).contains(&offset);
+    match file.get(offset) {
+        slot if is_slot && slot & nonpriv::SLOT_REGISTER_MASK == 0 => engine.base() + ring::NOPID,
+        value => value,
+    }
+}
+
 /// Loads an engine's switch registers from a register file.
 pub(crate) fn load<W: Hw>(hw: &mut W, loaded: &mut Loaded, engine: Engine, file: &RegisterFile, scope: Scope) {
     for ((offset, when), known) in registers(engine).zip(loaded.values.iter_mut()) {
-        let want = file.get(offset);
+        let want = wanted(engine, offset, file);
         let stale = scope == Scope::NewOwner && when == When::Always;
         if *known != Some(want) || stale {
             let value = if masked::is_masked(offset) { masked::exactly(want) } else { want };

@@ -157,3 +157,22 @@ fn preemption_stays_the_mediators() {
     }
     assert_eq!(d.read(&mut m, register), 0xFFFF, "the guest sees what it wrote");
 }
+
+/// A FORCE_TO_NONPRIV slot that nobody has set opens nothing, on any engine.
+#[test]
+fn empty_slots_open_no_register() {
+    for engine in [Engine::Rcs, Engine::Bcs, Engine::Vcs0, Engine::Vecs] {
+        let mut m = Machine::new();
+        let id = m.add_vm(1);
+        let mut d = Driver::probe(&mut m, 1, id);
+        let mut c = d.context(&mut m, engine);
+        for slot in [0, 0x3000_0000] {
+            d.write(&mut m, engine.base() + ring::FORCE_TO_NONPRIV, slot);
+            batch::write(&mut d, &mut m, &c, BATCH, &load(&[0]));
+            assert!(d.execute(&mut m, &mut c, &Driver::batch_start(BATCH)));
+            let mut device = m.device.borrow_mut();
+            let now = device.now;
+            assert_eq!(device.gpu.read32(0, now), 0, "{engine:?}");
+        }
+    }
+}
