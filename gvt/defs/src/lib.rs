@@ -20,6 +20,7 @@ pub mod pte;
 pub mod pvinfo;
 pub mod reg;
 pub mod reset;
+pub mod residue;
 pub mod ring;
 pub mod trace;
 

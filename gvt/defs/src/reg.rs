@@ -211,6 +211,9 @@ pub const CTC_MODE: u32 = 0xA26C;
 pub const LNCFCMOCS: u32 = 0xB020;
 pub const LNCFCMOCS_COUNT: u32 = 32;
 pub const L3SQCREG4: u32 = 0xB118;
+/// L3SQCREG4: a data cache flush takes lines that are coherent with the CPU, too; and what the register holds besides.
+pub const L3SQ_FLUSH_COHERENT: u32 = 1 << 21;
+pub const L3SQ_DEFAULT: u32 = 0x4040_0000;
 pub const SCRATCH1: u32 = 0xB11C;
 pub const GUC_STATUS: u32 = 0xC000;
 /// First of the MOCS tables: 64 dwords an engine, five engines.

@@ -57,6 +57,9 @@ impl Exec<'_> {
         if self.state.engine != Engine::Rcs {
             return Flow::Next(dwords);
         }
+        if gfx::key(header) != gfx::PIPE_CONTROL {
+            self.leave_residue();
+        }
         match gfx::key(header) {
             gfx::PIPE_CONTROL => match find(header) {
                 Some(command) => self.pipe_control(command, header, dwords),

@@ -47,11 +47,13 @@ impl Exec<'_> {
         self.device.counters.change(engine, |c| c.loads += 1);
         self.restore(descriptor);
         self.device.recorder.witness.loaded(&self.device.regs);
+        self.meet_residue(descriptor.lrca());
         self.state.running = Some(descriptor);
         self.device.publish_running(engine, descriptor, self.state.element);
         self.set_root(descriptor);
         self.set_ring();
         self.state.arbitration = true;
+        self.state.fresh = true;
         self.state.skipping = false;
         self.state.waiting = false;
         self.state.spins = 0;

@@ -12,6 +12,7 @@ use crate::irq::Irq;
 use crate::profile::Profile;
 use crate::recorder::Recorder;
 use crate::regs::RegFile;
+use crate::residue::Residues;
 use crate::trace::Trace;
 
 /// The side of an engine that registers reach.
@@ -51,6 +52,7 @@ pub(crate) struct Device {
     pub trace: Trace,
     pub recorder: Recorder,
     pub counters: Counters,
+    pub residues: Residues,
     /// The frame that the running engine's fetch window was read from, and whether it has been written since.
     pub fetch_frame: Option<Hpa>,
     pub fetch_stale: bool,
@@ -70,6 +72,7 @@ impl Device {
             trace: Trace::new(profile.trace),
             recorder: Recorder::default(),
             counters: Counters::default(),
+            residues: Residues::default(),
             fetch_frame: None,
             fetch_stale: false,
             profile,

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::fetch::Fetch;
 use crate::gpu::Progress;
 use crate::memory::Memory;
+use crate::profile::Arbitration;
 use crate::translate::{Root, Space, View};
 use crate::witness::Purpose;
 
@@ -71,6 +72,10 @@ pub(crate) struct EngineState {
     pub running: Option<Descriptor>,
     /// The frame behind page 0 of the image that was loaded last.
     pub image: Option<Hpa>,
+    /// Whose it is.
+    pub owner: Option<u32>,
+    /// It was loaded and has executed nothing yet.
+    pub fresh: bool,
     pub root: Root,
     pub ring: Ring,
     pub level: Level,
@@ -104,6 +109,8 @@ impl EngineState {
             element: 0,
             running: None,
             image: None,
+            owner: None,
+            fresh: false,
             root: Root::default(),
             ring: Ring::default(),
             level: Level::Ring,
@@ -216,6 +223,11 @@ impl Exec<'_> {
         if self.state.halted {
             return Stop::Stuck;
         }
+        let restored = core::mem::take(&mut self.state.fresh);
+        if restored && self.device.profile.arbitration == Arbitration::Restore && self.may_switch() {
+            return Stop::Preempt;
+        }
+        self.state.fresh = restored && self.budget == 0;
         loop {
             if self.budget == 0 {
                 return Stop::Budget;

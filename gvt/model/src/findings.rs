@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use gvt_defs::Engine;
+use gvt_defs::residue::Residue;
 
 /// Findings kept until they are taken; later ones are counted only.
 const MAX: usize = 256;
@@ -43,6 +44,9 @@ pub enum Finding {
     Privilege(Engine, u32, u32),
     /// An access to memory that nobody answers: address.
     BusError(u64),
+    /// A context was loaded while the engine still held what render work of another owner had left: kind, from whom, for
+    /// whom.
+    Residue(Residue, u32, u32),
     /// Findings that were dropped for lack of room.
     Dropped(u32),
 }
@@ -80,6 +84,7 @@ impl fmt::Display for Finding {
                 write!(f, "{}: unprivileged batch used {header:#010x}, register {register:#x}", e.info().name)
             }
             Self::BusError(address) => write!(f, "no memory at {address:#x}"),
+            Self::Residue(kind, from, to) => write!(f, "{kind:?} left by {from} met by {to}"),
             Self::Dropped(n) => write!(f, "{n} further findings"),
         }
     }

@@ -1,6 +1,7 @@
 //! The GPU as its owner sees it: configuration space, BARs, time, an interrupt.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use gvt_defs::reg::{GGTT_OFFSET, GTTMMADR_SIZE, MMIO_SIZE};
 use gvt_defs::trace::{By, Entry, Kind};
@@ -204,6 +205,12 @@ impl Gpu {
     /// The message that software programmed, if it enabled messages.
     pub fn msi(&self) -> Option<Msi> {
         self.config.msi()
+    }
+
+    /// Says whose the frames with these numbers are: what a context of one owner leaves in the render engine is not for
+    /// contexts of another.
+    pub fn set_owner(&mut self, frames: Range<u64>, owner: u32) {
+        self.device.residues.set_owner(frames, owner);
     }
 
     /// Starts or stops recording which frames are touched.

@@ -112,6 +112,7 @@ impl Exec<'_> {
         // What is unprivileged stays so.
         let space = if memory.global.of(&head) && self.privileged() { Space::Global } else { Space::Process };
         let target = Batch { address, space };
+        self.leave_residue();
         let (_, here) = self.cursor();
         match self.state.level {
             Level::Ring => {

@@ -20,6 +20,7 @@ impl Exec<'_> {
         if flags & TLB_INVALIDATE != 0 {
             self.device.gtt.flush_engine(self.state.engine);
         }
+        self.device.clear_residue(flags);
         let data = if dwords >= 6 { self.operand64(4) } else { 0 };
         // A register and memory at once makes no sense; what obeys both is the worst that a part can be.
         if !register.unused.of(&head) {

@@ -12,6 +12,15 @@ pub enum Save {
     Late,
 }
 
+/// Where a context may be preempted that an arbitration point is not needed for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arbitration {
+    /// Nowhere.
+    Points,
+    /// Before its first command as well, as silicon may (WaDisableCtxRestoreArbitration).
+    Restore,
+}
+
 /// What the blitter does with register writes of unprivileged batches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Blitter {
@@ -58,6 +67,8 @@ pub struct Profile {
     pub save: Save,
     /// How long after the end of its ring an engine says that a context is complete: silicon saves the context first.
     pub completion: Nanos,
+    /// Where contexts are preempted.
+    pub arbitration: Arbitration,
     /// The blitter's manners.
     pub blitter: Blitter,
     /// Findings about the unknown.
@@ -80,6 +91,7 @@ impl Profile {
             aperture: 512 << 20,
             save: Save::Prompt,
             completion: Nanos(0),
+            arbitration: Arbitration::Points,
             blitter: Blitter::Polices,
             strict: Strict::Off,
             forcewake: Forcewake::Ignored,

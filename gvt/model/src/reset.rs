@@ -44,6 +44,7 @@ impl Device {
         self.set_ring(engine, ring::RESET_CTL, control);
         self.regs.reset_range(info.mocs, info.mocs + 4 * reg::MOCS_ENTRIES, &self.profile);
         if engine == Engine::Rcs {
+            self.residues.reset();
             for (start, end) in RENDER {
                 self.regs.reset_range(start, end, &self.profile);
             }
