@@ -1,7 +1,7 @@
 //! One physical engine: what was submitted to it and what its status buffer says since. Every submission is one
 //! guest context followed by the parking context, or the parking context alone.
 
-use crate::gpu::parking::{self, Parking};
+use crate::gpu::parking::{self, Parking, Stay};
 use crate::gpu::pool::Block;
 use crate::gpu::switch::Loaded;
 use crate::host::Host;
@@ -10,24 +10,30 @@ use arrayvec::ArrayVec;
 use gvt_defs::execlist::{CSB_ENTRIES, CsbEntry, Descriptor, HWSP_CSB, HWSP_CSB_WRITE, csb_next};
 use gvt_defs::{Engine, GgttAddr, Nanos, ring};
 
-/// What a submitted list begins with.
+/// A submitted list: a guest context, if any, then parking.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum List {
-    /// A guest context, then parking.
-    Run(u32),
-    /// Parking alone.
-    Park,
+struct List {
+    guest: Option<u32>,
+    stay: Stay,
 }
 
 /// How far the active list is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Active {
-    /// The guest context of `List::Run` is on the hardware.
-    Guest(u32),
+    /// Its guest context is on the hardware.
+    Guest(u32, Stay),
     /// Parking is.
-    Parked,
+    Parked(Stay),
     /// Nothing is.
     Idle,
+}
+
+/// What the engine may hold that no image does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Traces {
+    Nothing,
+    /// What a vGPU's work has left; one that is gone, or the firmware, has no number.
+    Of(Option<usize>),
 }
 
 /// What the status buffer told.
@@ -88,6 +94,9 @@ pub(crate) struct PhysEngine {
     active: Active,
     pending: Option<List>,
     csb_read: u32,
+    traces: Traces,
+    /// Since when somebody waits for them to be taken away.
+    pub(crate) washing: Option<Nanos>,
     /// Its switch registers.
     pub(crate) loaded: Loaded,
     /// The vGPU whose registers are loaded.
@@ -115,6 +124,8 @@ impl PhysEngine {
             active: Active::Idle,
             pending: None,
             csb_read: CSB_ENTRIES - 1,
+            traces: Traces::Of(None),
+            washing: None,
             loaded: Loaded::unknown(),
             owner: None,
             run: None,
@@ -135,6 +146,7 @@ impl PhysEngine {
     pub(crate) fn restart(&mut self, host: &mut dyn Host) {
         self.active = Active::Idle;
         self.pending = None;
+        self.washing = None;
         self.csb_read = CSB_ENTRIES - 1;
         self.loaded.forget();
         self.owner = None;
@@ -150,6 +162,11 @@ impl PhysEngine {
         self.parking.read_image(host, dwords);
     }
 
+    #[cfg(test)]
+    pub(crate) fn wash(&self) -> Option<&crate::gpu::wash::Wash> {
+        self.parking.wash()
+    }
+
     /// Whether a submission may be made: the last one has been seen to start.
     pub(crate) fn accepts(&self) -> bool {
         self.pending.is_none()
@@ -160,17 +177,51 @@ impl PhysEngine {
         self.active != Active::Idle || self.pending.is_some()
     }
 
-    /// Gives the hardware a guest context. `accepts` must hold.
-    pub(crate) fn submit<W: Hw>(&mut self, host: &mut dyn Host, hw: &mut W, context: Descriptor) {
-        let parking = self.parking.next(host);
-        self.pending = Some(List::Run(context.id()));
+    /// Whether a vGPU may run on it: nothing is left in it of what others did.
+    pub(crate) fn is_clean_for(&self, vgpu: usize) -> bool {
+        self.engine != Engine::Rcs || self.traces == Traces::Nothing || self.is_marked_by(vgpu)
+    }
+
+    /// Whether something may be left in it of a vGPU.
+    pub(crate) fn is_marked_by(&self, vgpu: usize) -> bool {
+        self.engine == Engine::Rcs && self.traces == Traces::Of(Some(vgpu))
+    }
+
+    /// Whether a stay that takes it away is under way.
+    pub(crate) fn is_washing(&self) -> bool {
+        self.active == Active::Parked(Stay::Wash)
+    }
+
+    /// A vGPU's number may be given to another one from now on.
+    pub(crate) fn forget(&mut self, vgpu: usize) {
+        if self.is_marked_by(vgpu) {
+            self.traces = Traces::Of(None);
+        }
+        self.owner = self.owner.filter(|owner| *owner != vgpu);
+        self.slice = self.slice.filter(|(last, _)| *last != vgpu);
+        self.kept = self.kept.filter(|kept| kept.vgpu != vgpu);
+    }
+
+    /// Gives the hardware a guest context of a vGPU, for which it `is_clean`. `accepts` must hold.
+    pub(crate) fn submit<W: Hw>(
+        &mut self,
+        host: &mut dyn Host,
+        hw: &mut W,
+        vgpu: usize,
+        context: Descriptor,
+        stay: Stay,
+    ) {
+        let parking = self.parking.next(host, stay);
+        self.traces = Traces::Of(Some(vgpu));
+        self.washing = None;
+        self.pending = Some(List { guest: Some(context.id()), stay });
         self.write_elsp(hw, context, parking);
     }
 
     /// Makes the hardware give up the guest context at its next arbitration point. `accepts` must hold.
-    pub(crate) fn park<W: Hw>(&mut self, host: &mut dyn Host, hw: &mut W) {
-        let parking = self.parking.next(host);
-        self.pending = Some(List::Park);
+    pub(crate) fn park<W: Hw>(&mut self, host: &mut dyn Host, hw: &mut W, stay: Stay) {
+        let parking = self.parking.next(host, stay);
+        self.pending = Some(List { guest: None, stay });
         self.write_elsp(hw, parking, Descriptor(0));
     }
 
@@ -193,8 +244,15 @@ impl PhysEngine {
             let mut entry = [0; 2];
             self.status.read(host, HWSP_CSB + 8 * self.csb_read, &mut entry);
             let [status, id] = entry;
+            let washing = self.is_washing();
             if let Some(event) = self.step(CsbEntry { status, id }) {
                 events.push(event);
+            }
+            // The parking context came to its end: it has executed all that it was given, the wash last. (A guest context
+            // that was submitted meanwhile is of the vGPU whose traces these were, and leaves new ones.)
+            if washing && self.active == Active::Idle && self.pending.is_none() && self.parking.is_washed(host) {
+                self.traces = Traces::Nothing;
+                self.washing = None;
             }
         }
         events
@@ -204,19 +262,19 @@ impl PhysEngine {
         if entry.promotes() {
             let Some(list) = self.pending.take() else { return Some(Event::Broken) };
             let before = core::mem::replace(&mut self.active, Active::of(list));
-            return match (before, list) {
-                (Active::Guest(old), List::Run(new)) if old == new => None,
-                (Active::Guest(old), _) => Some(Event::Out(old)),
+            return match (before, list.guest) {
+                (Active::Guest(old, _), Some(new)) if old == new => None,
+                (Active::Guest(old, _), _) => Some(Event::Out(old)),
                 _ => None,
             };
         }
         match self.active {
-            Active::Guest(tag) => {
-                self.active = Active::Parked;
+            Active::Guest(tag, stay) => {
+                self.active = Active::Parked(stay);
                 // The same context is submitted again already: it has not left.
-                (self.pending != Some(List::Run(tag))).then_some(Event::Out(tag))
+                (self.pending.and_then(|list| list.guest) != Some(tag)).then_some(Event::Out(tag))
             }
-            Active::Parked => {
+            Active::Parked(_) => {
                 self.active = Active::Idle;
                 None
             }
@@ -235,9 +293,9 @@ impl PhysEngine {
 
 impl Active {
     const fn of(list: List) -> Self {
-        match list {
-            List::Run(tag) => Self::Guest(tag),
-            List::Park => Self::Parked,
+        match list.guest {
+            Some(tag) => Self::Guest(tag, list.stay),
+            None => Self::Parked(list.stay),
         }
     }
 }

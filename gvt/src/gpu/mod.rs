@@ -6,6 +6,7 @@ pub(crate) mod parking;
 pub(crate) mod pool;
 pub(crate) mod reset;
 pub(crate) mod switch;
+pub(crate) mod wash;
 
 use crate::hw::{Aperture, Hw};
 use crate::stats::Totals;

@@ -1,8 +1,9 @@
 //! The parking context of an engine: the mediator's own, a ring of no-ops. It runs behind every guest context, so
 //! that the guest's image is final when it is read, and what a fresh guest context inherits is never another
-//! guest's state (design D10).
+//! guest's state (design D10). On the render engine it also runs the wash.
 
 use crate::gpu::pool::{Block, Pool};
+use crate::gpu::wash::{START_DWORDS, Wash};
 use crate::host::{Host, NoFrame};
 use crate::hw::Hw;
 use gvt_defs::context::{self, value};
@@ -14,18 +15,29 @@ pub(crate) const fn tag(engine: Engine) -> u32 {
     0xFFFE0 | engine.index() as u32
 }
 
-/// No-op bytes that one stay executes.
-const STEP: u32 = 16;
+/// Bytes of ring that one stay executes.
+const STEP: u32 = 4 * START_DWORDS as u32;
 const RING_BYTES: u32 = 4096;
+
+/// What a stay does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stay {
+    /// Nothing.
+    Rest,
+    /// On the render engine, it takes away what the last guest's work has left.
+    Wash,
+}
 
 /// The context.
 #[derive(Debug)]
 pub(crate) struct Parking {
     engine: Engine,
     image: Block,
-    /// Held for its graphics address: zeroes, which are no-ops.
-    _ring: Block,
+    /// Steps: no-ops, or the start of the wash.
+    ring: Block,
     tail: u32,
+    /// Only render work leaves anything.
+    wash: Option<Wash>,
 }
 
 impl Parking {
@@ -36,14 +48,19 @@ impl Parking {
         engine: Engine,
     ) -> Result<Self, NoFrame> {
         let image = pool.alloc(host, hw, engine.info().context_pages)?;
-        let ring_block = match pool.alloc(host, hw, 1) {
-            Ok(block) => block,
-            Err(NoFrame) => {
-                pool.free(host, hw, image);
+        let wash = match engine {
+            Engine::Rcs => Wash::new(host, hw, pool).map(Some),
+            _ => Ok(None),
+        };
+        let (ring, wash) = match (pool.alloc(host, hw, 1), wash) {
+            (Ok(ring), Ok(wash)) => (ring, wash),
+            (ring, wash) => {
+                [Some(image), ring.ok()].into_iter().flatten().for_each(|block| pool.free(host, hw, block));
+                wash.ok().flatten().into_iter().for_each(|wash| wash.free(host, hw, pool));
                 return Err(NoFrame);
             }
         };
-        let parking = Self { engine, image, _ring: ring_block, tail: 0 };
+        let parking = Self { engine, image, ring, tail: 0, wash };
         parking.write_image(host);
         Ok(parking)
     }
@@ -52,18 +69,33 @@ impl Parking {
         let mut page = [0u32; context::DWORDS];
         template(self.engine, &mut page);
         set(&mut page, value::CTX_CONTROL, control(Restore::Inhibited));
-        set(&mut page, value::RING_START, self._ring.ggtt().0);
+        set(&mut page, value::RING_START, self.ring.ggtt().0);
         set(&mut page, value::RING_CTL, ring::CTL_VALID);
         set(&mut page, value::RING_HEAD, self.tail);
         set(&mut page, value::RING_TAIL, self.tail);
         self.image.write(host, context::REGISTER_PAGE, &page);
     }
 
-    /// Gives the next stay something to execute and tells the descriptor to submit.
-    pub(crate) fn next(&mut self, host: &mut dyn Host) -> Descriptor {
+    /// Gives the next stay something to execute and tells the descriptor to submit. Steps of stays that the hardware
+    /// never came to are executed then, too.
+    pub(crate) fn next(&mut self, host: &mut dyn Host, stay: Stay) -> Descriptor {
+        if let Some(wash) = &self.wash {
+            let step = if stay == Stay::Wash { wash.arm(host) } else { [0; START_DWORDS] };
+            self.ring.write(host, self.tail, &step);
+        }
         self.tail = (self.tail + STEP) % RING_BYTES;
         self.image.write(host, context::REGISTER_PAGE + 4 * value::RING_TAIL as u32, &[self.tail]);
         Descriptor::new(self.image.ggtt(), tag(self.engine))
+    }
+
+    /// Whether the last wash that was asked for has been done.
+    pub(crate) fn is_washed(&self, host: &mut dyn Host) -> bool {
+        self.wash.as_ref().is_none_or(|wash| wash.is_done(host))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn wash(&self) -> Option<&Wash> {
+        self.wash.as_ref()
     }
 
     /// Copies the image, page 0 left out.

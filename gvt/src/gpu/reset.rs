@@ -1,5 +1,6 @@
 //! Resets of the physical GPU and of one engine, and the programming that must follow them.
 
+use crate::gpu::parking::Stay;
 use crate::gpu::{Gpu, engines};
 use crate::host::Host;
 use crate::hw::Hw;
@@ -111,7 +112,7 @@ impl<W: Hw> Gpu<W> {
         self.engines.get_mut(engine).restart(host);
         enable(self, engine);
         self.show_own_events(engine);
-        self.engines.get_mut(engine).park(host, &mut self.hw);
+        self.engines.get_mut(engine).park(host, &mut self.hw, Stay::Wash);
     }
 
     /// RING_IMR of an engine that no vGPU uses.

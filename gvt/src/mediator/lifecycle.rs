@@ -85,12 +85,7 @@ impl<W: Hw> Gvt<W> {
         self.stop_engines(host, index, EngineMask::ALL, now);
         self.flush_owned(host, index);
         for engine in Engine::ALL {
-            let phys = self.gpu.engines.get_mut(engine);
-            if phys.owner == Some(index) {
-                phys.owner = None;
-            }
-            phys.slice = phys.slice.filter(|(vgpu, _)| *vgpu != index);
-            phys.kept = phys.kept.filter(|kept| kept.vgpu != index);
+            self.gpu.engines.get_mut(engine).forget(index);
         }
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::take) else { return };
         let Gpu { hw, pool, .. } = &mut self.gpu;

@@ -8,6 +8,7 @@ mod query;
 mod run;
 mod share;
 mod submit;
+mod wash;
 
 #[cfg(test)]
 mod tests;

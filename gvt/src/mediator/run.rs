@@ -1,5 +1,6 @@
 //! Engines at work: what the hardware reports, who runs next, who has had enough.
 
+use super::wash::Washed;
 use super::{Gvt, VGPUS};
 use crate::gpu::engine::{Ask, Event, Run, Sent, context_tag};
 use crate::gpu::reset::{GUEST_EVENTS, OWN_EVENTS};
@@ -249,6 +250,8 @@ impl<W: Hw> Gvt<W> {
 
     /// Tells the hardware to leave the guest context at the next arbitration point, once it can be told.
     fn send_ask(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        let Some(run) = self.gpu.engines.get(engine).run else { return };
+        let stay = self.stay_after(run.vgpu, engine);
         let phys = self.gpu.engines.get_mut(engine);
         if !phys.accepts() {
             return;
@@ -257,12 +260,15 @@ impl<W: Hw> Gvt<W> {
         let Some(ask) = &mut run.asked else { return };
         ask.sent = Sent::Yes;
         let vgpu = run.vgpu;
-        phys.park(host, &mut self.gpu.hw);
+        phys.park(host, &mut self.gpu.hw, stay);
         self.trace.push(now, Some(vgpu), Note::Preempt(engine));
     }
 
     /// Puts a vGPU's prepared context on a free engine.
     fn load(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
+        if self.wash(host, index, engine, now) == Washed::NotYet {
+            return;
+        }
         let before = self.gpu.hw.accesses();
         if self.take_ownership(host, index, engine) == Flushed::Stuck {
             return self.lose_engine(host, engine, now);
@@ -291,7 +297,8 @@ impl<W: Hw> Gvt<W> {
         let Some(vgpu) = self.vgpus.get(index).and_then(Option::as_deref) else { return };
         let Some(shadow) = vgpu.engines.get(engine).slot(slot) else { return };
         let descriptor = Descriptor::new(shadow.image.ggtt(), context_tag(index, slot));
-        self.gpu.engines.get_mut(engine).submit(host, &mut self.gpu.hw, descriptor);
+        let stay = self.stay_after(index, engine);
+        self.gpu.engines.get_mut(engine).submit(host, &mut self.gpu.hw, index, descriptor, stay);
     }
 
     /// Makes an engine's registers and TLB those of a vGPU. The engine runs nothing but its parking context.
@@ -344,7 +351,12 @@ impl<W: Hw> Gvt<W> {
                     self.hand_out(host, index, engine, now);
                 }
             }
-            let Some(run) = self.gpu.engines.get(engine).run else { continue };
+            let phys = self.gpu.engines.get(engine);
+            if phys.washing.is_some_and(|since| now.0.saturating_sub(since.0) >= self.config.hang.0) {
+                self.lose_engine(host, engine, now);
+                continue;
+            }
+            let Some(run) = phys.run else { continue };
             if !self.is_waited_for(run.vgpu, engine) {
                 continue;
             }
@@ -433,6 +445,9 @@ impl<W: Hw> Gvt<W> {
             if let Some(kept) = phys.kept {
                 at(self.kept_until(kept).0);
             }
+            if let Some(since) = phys.washing {
+                at(since.0.saturating_add(self.config.hang.0));
+            }
             let Some(run) = phys.run else { continue };
             if !self.is_waited_for(run.vgpu, engine) {
                 continue;
@@ -449,8 +464,8 @@ impl<W: Hw> Gvt<W> {
     /// When the interrupt registers are looked at although no interrupt came: some time after the last look, while an
     /// engine runs.
     pub(super) fn watch_deadline(&self) -> Option<Nanos> {
-        let runs = engines(self.gpu.present).filter_map(|engine| self.gpu.engines.get(engine).run);
-        let since = runs.map(|run| run.since).min()?;
+        let all = engines(self.gpu.present).map(|engine| self.gpu.engines.get(engine));
+        let since = all.filter_map(|phys| phys.run.map(|run| run.since).or(phys.washing)).min()?;
         Some(Nanos(self.looked.max(since).0.saturating_add(self.config.watch.0)))
     }
 }

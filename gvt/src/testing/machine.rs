@@ -6,8 +6,8 @@ use super::{FakeHost, Ram};
 use crate::host::VmId;
 use crate::hw::{Aperture, ApertureAccess, Hw};
 use crate::mediator::{Config, Gvt, VgpuConfig, VgpuId};
-use gvt_defs::{Hpa, Nanos, reg};
-use gvt_model::{Bar, BusError, Gpu, Memory, Profile, Progress, Width};
+use gvt_defs::{Hpa, Nanos, PAGE_SIZE, reg};
+use gvt_model::{Bar, BusError, Finding, Gpu, Memory, Profile, Progress, Width};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -85,6 +85,8 @@ pub struct Machine {
     pub timers: u64,
     /// Nanoseconds from an interrupt to when it is heard.
     pub latency: u64,
+    /// What the GPU does in one step of the clock.
+    pub budget: u32,
     heard: Option<u64>,
     idle: bool,
 }
@@ -111,7 +113,8 @@ impl Machine {
         enable_msi(&mut device.borrow_mut().gpu);
         device.borrow_mut().gpu.witness();
         let gvt = Gvt::new(ModelHw(device.clone()), config, &mut host, Nanos(1)).expect("the GPU starts");
-        let mut machine = Self { host, device, gvt, interrupts: 0, timers: 0, latency: 0, heard: None, idle: false };
+        let mut machine =
+            Self { host, device, gvt, interrupts: 0, timers: 0, latency: 0, budget: 100, heard: None, idle: false };
         machine.run_for(100_000);
         machine
     }
@@ -124,6 +127,9 @@ impl Machine {
     /// Adds a VM of 16 MiB with a vGPU of choice.
     pub fn add_vm_with(&mut self, vm: u32, config: VgpuConfig) -> VgpuId {
         self.host.add_vm(VmId(vm), 16);
+        let (base, bytes) = self.host.range(VmId(vm));
+        let frames = base.0 / PAGE_SIZE..(base.0 + bytes) / PAGE_SIZE;
+        self.device.borrow_mut().gpu.set_owner(frames, vm);
         self.gvt.create_vgpu(&mut self.host, VmId(vm), config).expect("a vGPU")
     }
 
@@ -138,7 +144,7 @@ impl Machine {
             device.now.0 += if self.idle { LEAP } else { STEP };
             let now = device.now;
             let mut ram = self.host.ram.clone();
-            device.gpu.step(&mut ram, now, 100)
+            device.gpu.step(&mut ram, now, self.budget)
         };
         self.judge(None);
         self.idle = progress == Progress::Idle;
@@ -216,6 +222,17 @@ impl Machine {
         let end = self.now().0 + nanos;
         while self.now().0 < end {
             self.step();
+        }
+    }
+}
+
+/// No VM ever met what another one's work had left in the engines (design D21).
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let findings = self.device.borrow_mut().gpu.take_findings();
+            let met: Vec<_> = findings.into_iter().filter(|f| matches!(f, Finding::Residue(..))).collect();
+            assert!(met.is_empty(), "{met:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ mod heap;
 mod isolation;
 mod one;
 mod registers;
+mod residue;
 mod shares;
 mod status;
 mod two;

@@ -144,6 +144,8 @@ fn the_time_to_let_go_counts_from_when_somebody_waits() {
 fn reset_in_the_others_way(t: &mut Two, own: &mut Context, waiting: Option<&mut Context>) {
     t.d[0].emit(&mut t.m, own, &Driver::batch_start(BATCH));
     t.d[0].submit(&mut t.m, &[own]);
+    // It may have to wait until what the second has left there is gone.
+    assert!(t.run_until(1_000_000, |t| t.m.gvt.runs_on(0, own.engine)));
     if let Some(c) = waiting {
         t.d[1].emit(&mut t.m, c, &[]);
         t.d[1].submit(&mut t.m, &[c]);

@@ -1,0 +1,241 @@
+//! Design D21: what render work of one VM leaves in the engine is gone before another VM comes onto it. The model keeps
+//! whose it is by kind, and says so when a context of another VM is loaded; what clears a kind says the PRM.
+
+use super::{BATCH, batch};
+use crate::mediator::Config;
+use crate::testing::driver::{Context, Driver};
+use crate::testing::machine::Machine;
+use gvt_defs::gfx;
+use gvt_defs::residue::{CLEARED_BY, Residue};
+use gvt_defs::{Engine, Hpa, Nanos, masked, mi, reg};
+use gvt_model::{Arbitration, Finding, Profile, Save};
+
+const DRAW: u32 = gfx::PRIMITIVE << 16 | 5;
+
+struct Rig {
+    m: Machine,
+    d: [Driver; 2],
+    c: [Context; 2],
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::with(Profile { save: Save::Late, ..Profile::kaby_lake() })
+    }
+
+    fn with(profile: Profile) -> Self {
+        let config = Config { hang: Nanos(20_000_000), ..Config::default() };
+        let mut m = Machine::with_config(profile, config);
+        let mut d = [1, 2].map(|vm| {
+            let id = m.add_vm(vm);
+            Driver::probe(&mut m, vm, id)
+        });
+        let c = [0, 1].map(|i| {
+            let c = d[i].context(&mut m, Engine::Rcs);
+            batch::write(&mut d[i], &mut m, &c, BATCH, &[DRAW, 0, 0, 0, 0, 0, 0]);
+            c
+        });
+        Self { m, d, c }
+    }
+
+    /// One VM draws.
+    fn draw(&mut self, i: usize) -> bool {
+        self.d[i].execute(&mut self.m, &mut self.c[i], &Driver::batch_start(BATCH))
+    }
+
+    /// What was met since the last call.
+    fn met(&mut self) -> Vec<Residue> {
+        let findings = self.m.device.borrow_mut().gpu.take_findings();
+        let residue = |finding| if let Finding::Residue(kind, ..) = finding { Some(kind) } else { None };
+        let mut kinds: Vec<_> = findings.into_iter().filter_map(residue).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+
+    /// Changes a dword of the wash.
+    fn patch(&mut self, at: usize, dword: u32) -> u32 {
+        let frame = self.m.gvt.gpu.engines.get(Engine::Rcs).wash().expect("a wash").page().frame(0).unwrap();
+        let at = Hpa(frame.0 + 4 * at as u64);
+        let old = self.m.host.ram.dword(at);
+        assert!(self.m.host.ram.write(at, &dword.to_le_bytes()));
+        old
+    }
+
+    /// Where the dwords of the wash with the flags of a PIPE_CONTROL are.
+    fn controls(&mut self) -> Vec<usize> {
+        let mut at = 0;
+        let mut all = Vec::new();
+        while let header @ 1.. = self.patch_nothing(at) {
+            if header == gfx::PIPE_CONTROL_HEADER {
+                all.push(at + 1);
+            }
+            at += gvt_defs::command::length(Engine::Rcs, header).unwrap() as usize;
+        }
+        assert_eq!(all.len(), 3);
+        all
+    }
+
+    fn patch_nothing(&mut self, at: usize) -> u32 {
+        let dword = self.patch(at, 0);
+        self.patch(at, dword);
+        dword
+    }
+
+    /// The wash without some bits of PIPE_CONTROL.
+    fn take_out(&mut self, bits: u32) {
+        for at in self.controls() {
+            let flags = self.patch_nothing(at);
+            self.patch(at, flags & !bits);
+        }
+    }
+}
+
+#[test]
+fn nothing_that_one_vm_leaves_is_met_by_another() {
+    let latency = Profile { completion: Nanos(20_000), save: Save::Late, ..Profile::kaby_lake() };
+    for profile in [Profile::kaby_lake(), latency] {
+        let mut rig = Rig::with(profile);
+        for round in 0..20 {
+            assert!(rig.draw(0) && rig.draw(1), "{round}");
+            // Their own traces are no strangers'.
+            assert!(round % 3 != 0 || rig.draw(1));
+        }
+        assert_eq!(rig.met(), []);
+        assert_eq!(rig.m.gvt.take_report(), None);
+    }
+}
+
+/// Both want the engine all the time: one is preempted when its slice is over, and the other begins. The mediator hears
+/// of each command's outcome before the next one: of the parking context when it has executed nothing yet.
+#[test]
+fn nothing_is_met_at_the_end_of_a_slice() {
+    let mut rig = Rig::with(Profile { arbitration: Arbitration::Restore, ..Profile::kaby_lake() });
+    rig.m.budget = 1;
+    for i in 0..2 {
+        batch::write_endless(&mut rig.d[i], &mut rig.m, &rig.c[i], BATCH, &[DRAW, 0, 0, 0, 0, 0, 0]);
+        rig.d[i].emit(&mut rig.m, &mut rig.c[i], &Driver::batch_start(BATCH));
+        rig.d[i].submit(&mut rig.m, &[&rig.c[i]]);
+    }
+    for _ in 0..20_000 {
+        rig.m.step();
+        for d in &mut rig.d {
+            d.interrupts(&mut rig.m);
+        }
+    }
+    assert_eq!(rig.met(), []);
+    for d in &rig.d {
+        assert!(rig.m.gvt.stats(d.id).unwrap().switches > 5);
+    }
+}
+
+/// Every bit of the wash is needed, and for nothing else than what the table says.
+#[test]
+fn without_one_bit_its_kind_is_met() {
+    let bits = CLEARED_BY.iter().fold(0, |all, (_, bits)| all | bits);
+    for bit in (0..32).map(|n| 1 << n).filter(|bit| bits & bit != 0) {
+        let mut rig = Rig::new();
+        assert!(rig.draw(0) && rig.draw(1) && rig.draw(0));
+        assert_eq!(rig.met(), []);
+        rig.take_out(bit);
+        assert!(rig.draw(1));
+        let needs: Vec<_> = CLEARED_BY.into_iter().filter(|(_, bits)| bits & bit != 0).map(|(kind, _)| kind).collect();
+        assert!(!needs.is_empty());
+        assert_eq!(rig.met(), needs, "without {bit:#x}");
+    }
+}
+
+/// A guest that has told L3 to keep what is coherent keeps nothing there, and its register is what it was.
+#[test]
+fn a_register_of_the_guest_does_not_keep_lines_in_l3() {
+    let mut rig = Rig::new();
+    let kept = reg::L3SQ_DEFAULT;
+    let load = [mi::load_register_imm(1), reg::L3SQCREG4, kept, 0];
+    let commands = [load.as_slice(), &Driver::batch_start(BATCH)].concat();
+    let Rig { m, d: [first, _], c: [c, _] } = &mut rig;
+    assert!(first.execute(m, c, &commands));
+    let now = rig.m.now();
+    assert_eq!(rig.m.device.borrow_mut().gpu.read32(reg::L3SQCREG4, now), kept);
+    // The wash is under way when the first comes again, or done.
+    assert!(rig.draw(1));
+    assert_eq!(rig.met(), []);
+    let found = rig.controls()[0] - 2;
+    assert_eq!(rig.patch(found, kept) & reg::L3SQ_FLUSH_COHERENT, reg::L3SQ_FLUSH_COHERENT);
+    assert!(rig.d[0].execute(&mut rig.m, &mut rig.c[0], &commands) && rig.draw(1));
+    assert_eq!(rig.met(), [Residue::L3]);
+}
+
+/// What a fresh context inherits is the state that the parking context brings along.
+#[test]
+fn a_fresh_context_inherits_the_default_state() {
+    let mut rig = Rig::new();
+    for _ in 0..3 {
+        assert!(rig.draw(0));
+        let mut fresh = rig.d[1].context(&mut rig.m, Engine::Rcs);
+        let control = rig.d[1].image_dword(&rig.m, &fresh, gvt_defs::context::value::CTX_CONTROL);
+        assert_eq!(masked::apply(0, control) & gvt_defs::ring::CTX_RESTORE_INHIBIT, 1);
+        assert!(rig.d[1].execute(&mut rig.m, &mut fresh, &[]));
+    }
+    assert_eq!(rig.met(), []);
+}
+
+/// A wash that never ends is found like any other hang: the engine is reset, nobody else's work is lost, and the next
+/// wash has its chance.
+#[test]
+fn a_wash_that_never_ends_is_reset() {
+    let mut rig = Rig::new();
+    assert!(rig.draw(0));
+    // It waits for a dword that never changes.
+    let wait = mi::with_length(mi::SEMAPHORE_WAIT, 4) | mi::GLOBAL_GTT | mi::SEMAPHORE_POLL;
+    let old: Vec<u32> = (1..).zip([wait, u32::MAX, 0, 0]).map(|(at, dword)| rig.patch(at, dword)).collect();
+    let seqno = rig.d[1].emit(&mut rig.m, &mut rig.c[1], &Driver::batch_start(BATCH));
+    rig.d[1].submit(&mut rig.m, &[&rig.c[1]]);
+    rig.m.run_for(15_000_000);
+    assert_eq!((rig.m.gvt.totals().resets, rig.d[1].stored(&rig.m, &rig.c[1])), (0, 0));
+    assert!(rig.m.gvt.deadline().is_some());
+    rig.m.run_for(10_000_000);
+    assert_eq!(rig.m.gvt.totals().resets, 1);
+    for (at, dword) in (1..).zip(old) {
+        rig.patch(at, dword);
+    }
+    assert!(rig.d[1].run_until(&mut rig.m, 40_000_000, |d, m| d.stored(m, &rig.c[1]) == seqno));
+    assert_eq!(rig.met(), []);
+}
+
+/// A message that tells of the end of a wash gets lost.
+#[test]
+fn a_lost_message_does_not_stop_the_next_vm() {
+    let mut rig = Rig::new();
+    assert!(rig.draw(0));
+    let seqno = rig.d[1].emit(&mut rig.m, &mut rig.c[1], &Driver::batch_start(BATCH));
+    rig.d[1].submit(&mut rig.m, &[&rig.c[1]]);
+    rig.m.lose_messages_for(200_000);
+    assert!(rig.d[1].run_until(&mut rig.m, 150_000_000, |d, m| d.stored(m, &rig.c[1]) == seqno));
+    assert_eq!(rig.m.gvt.totals().resets, 0);
+}
+
+/// What a change of VM costs when the next one comes later: nobody knew that the wash would be needed.
+#[test]
+fn a_change_of_vm_costs_one_submission_more() {
+    let mut rig = Rig::new();
+    assert!(rig.draw(0) && rig.draw(1));
+    let count = |rig: &mut Rig, turns: [usize; 2]| {
+        let look = |rig: &Rig| {
+            let c = rig.m.device.borrow_mut().gpu.counters().engine(Engine::Rcs);
+            let t = rig.m.gvt.totals();
+            [c.submissions, c.commands, rig.m.interrupts, t.reads + t.writes, rig.d[0].exits + rig.d[1].exits]
+        };
+        let before = look(rig);
+        for _ in 0..100 {
+            assert!(turns.into_iter().all(|i| rig.draw(i)));
+        }
+        let after = look(rig);
+        [0, 1, 2, 3, 4].map(|i| (after[i] - before[i]) as f64 / 200.0)
+    };
+    let (same, change) = (count(&mut rig, [1, 1]), count(&mut rig, [0, 1]));
+    println!("submissions, commands, interrupts, physical register accesses, exits of the guest, a request:");
+    println!("of the same VM {same:?}, of the other VM {change:?}");
+    assert_eq!(change[0] - same[0], 1.0);
+    assert!(change[1] - same[1] <= 20.0);
+    assert_eq!(change[4], same[4], "no exit more");
+}
