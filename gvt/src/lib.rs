@@ -23,7 +23,7 @@ mod vgpu;
 
 pub use host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
 pub use hw::{Aperture, ApertureAccess, Hw};
-pub use mediator::{ApertureSlice, Config, Gvt, Progress, ResetKind, Store, VGPUS, VgpuConfig, VgpuId};
+pub use mediator::{ApertureSlice, Config, Destroyed, Gvt, Progress, ResetKind, Store, VGPUS, VgpuConfig, VgpuId};
 pub use report::{Action, Cause, CreateError, InitError, Report};
 pub use stats::{Stats, Totals};
 pub use vgpu::config_space::Bar;

@@ -28,6 +28,16 @@ enum Active {
     Idle,
 }
 
+/// Whether the engine does as it is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Health {
+    Well,
+    /// A flush of its TLB did not end: it has to be reset.
+    Stuck,
+    /// Nor did a reset. Who was on it last is on it for ever, and nobody else is.
+    Dead,
+}
+
 /// What the engine may hold that no image does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Traces {
@@ -95,6 +105,7 @@ pub(crate) struct PhysEngine {
     pending: Option<List>,
     csb_read: u32,
     traces: Traces,
+    pub(crate) health: Health,
     /// Since when somebody waits for them to be taken away.
     pub(crate) washing: Option<Nanos>,
     /// Its switch registers.
@@ -125,6 +136,7 @@ impl PhysEngine {
             pending: None,
             csb_read: CSB_ENTRIES - 1,
             traces: Traces::Of(None),
+            health: Health::Well,
             washing: None,
             loaded: Loaded::unknown(),
             owner: None,
@@ -144,6 +156,7 @@ impl PhysEngine {
 
     /// Makes the software side agree with an engine that was just reset.
     pub(crate) fn restart(&mut self, host: &mut dyn Host) {
+        self.health = Health::Well;
         self.active = Active::Idle;
         self.pending = None;
         self.washing = None;
@@ -154,6 +167,15 @@ impl PhysEngine {
         self.imr = u32::MAX;
         self.status.write(host, HWSP_CSB_WRITE, &[self.csb_read]);
         self.parking.restart(host);
+    }
+
+    /// It did not even reset: its owner stays, and nothing is submitted to it any more.
+    pub(crate) fn give_up(&mut self) {
+        self.health = Health::Dead;
+        self.pending = None;
+        self.washing = None;
+        self.run = None;
+        self.kept = None;
     }
 
     /// Copies the parking context's image, page 0 left out. It is the hardware's own writing once a guest context has
@@ -169,12 +191,12 @@ impl PhysEngine {
 
     /// Whether a submission may be made: the last one has been seen to start.
     pub(crate) fn accepts(&self) -> bool {
-        self.pending.is_none()
+        self.pending.is_none() && self.health != Health::Dead
     }
 
     /// Whether it has anything to do: it may interrupt.
     pub(crate) fn awake(&self) -> bool {
-        self.active != Active::Idle || self.pending.is_some()
+        self.health != Health::Dead && (self.active != Active::Idle || self.pending.is_some())
     }
 
     /// Whether a vGPU may run on it: nothing is left in it of what others did.

@@ -12,7 +12,7 @@ use crate::hw::{Aperture, Hw};
 use crate::stats::Totals;
 use crate::units::{Meter, Work};
 use alloc::vec::Vec;
-use engine::PhysEngine;
+use engine::{Health, PhysEngine};
 use gvt_defs::reg::irq;
 use gvt_defs::{ENGINES, Engine, EngineMask, event, reg};
 use pool::Pool;
@@ -212,11 +212,19 @@ impl<W: Hw> Gpu<W> {
         }
     }
 
-    /// Starts a TLB invalidation of an engine and waits for it, a bounded time.
+    /// Starts a TLB invalidation of an engine and waits for it, a bounded time, and once: one that does not end is not
+    /// tried again before a reset.
     pub(crate) fn flush_tlb(&mut self, engine: Engine) -> Flushed {
+        if self.engines.get(engine).health != Health::Well {
+            return Flushed::Stuck;
+        }
         let at = engine.info().tlb;
         self.hw.write(at, reg::TLB_INVALIDATE);
-        if self.hw.poll(at, |value| value & reg::TLB_INVALIDATE == 0) { Flushed::Done } else { Flushed::Stuck }
+        if self.hw.poll(at, |value| value & reg::TLB_INVALIDATE == 0) {
+            return Flushed::Done;
+        }
+        self.engines.get_mut(engine).health = Health::Stuck;
+        Flushed::Stuck
     }
 }
 

@@ -13,6 +13,15 @@ pub(crate) const OWN_EVENTS: u32 = event::CONTEXT_SWITCH | event::CS_MASTER_ERRO
 /// Events that a guest may unmask.
 pub(crate) const GUEST_EVENTS: u32 = event::USER_INTERRUPT | event::FLUSH_NOTIFY | event::SEMAPHORE_WAIT;
 
+/// Whether an engine was reset.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reset {
+    Done,
+    /// It may go on with what it had.
+    Stuck,
+}
+
 /// RING_MODE and friends that an engine needs to take execlists.
 fn enable<W: Hw>(gpu: &mut Gpu<W>, engine: Engine) {
     let base = engine.base();
@@ -86,17 +95,21 @@ impl<W: Hw> Gpu<W> {
         Ok(())
     }
 
-    /// Resets one engine and makes it ready. Whatever ran on it is gone. An engine that does not even reset stays
-    /// as it is: what is submitted to it later will be found hung again.
-    pub(crate) fn reset_engine(&mut self, host: &mut dyn Host, engine: Engine) {
+    /// Resets one engine and makes it ready. Whatever ran on it is gone. An engine that does not even reset stays as it is,
+    /// and gets nothing more to do.
+    pub(crate) fn reset_engine(&mut self, host: &mut dyn Host, engine: Engine) -> Reset {
         self.hw.totals.resets += 1;
         let base = engine.base();
         let info = engine.info();
         self.request_reset(engine);
         self.hw.write(reg::GDRST, info.reset);
-        self.hw.poll(reg::GDRST, |value| value & info.reset == 0);
+        if !self.hw.poll(reg::GDRST, |value| value & info.reset == 0) {
+            self.engines.get_mut(engine).give_up();
+            return Reset::Stuck;
+        }
         self.hw.write(base + ring::RESET_CTL, masked::disable(ring::RESET_CTL_REQUEST));
         self.make_ready(host, engine);
+        Reset::Done
     }
 
     /// Stops an engine and gets it ready to be reset. One that never says it is ready is reset all the same.

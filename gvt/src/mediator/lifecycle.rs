@@ -1,8 +1,10 @@
 //! vGPUs come, go and are reset.
 
 use super::{Gvt, ResetKind, VGPUS, VgpuConfig, VgpuId};
+use crate::gpu::engine::Health;
 use crate::gpu::pool::RESERVED;
-use crate::gpu::{Gpu, PerEngine};
+use crate::gpu::reset::Reset;
+use crate::gpu::{Flushed, Gpu, PerEngine, engines};
 use crate::gtt::{Gtt, Limits, Partition};
 use crate::host::{Host, Mapping, NoFrame, Owner, VmId};
 use crate::hw::Hw;
@@ -21,6 +23,16 @@ use gvt_defs::{Engine, EngineMask, GgttAddr, Nanos, PAGE_SIZE, reg};
 
 /// Bytes of BAR0 whose registers a reset of the GT puts back.
 const GT_REGISTERS: u32 = 0x4_0000;
+/// What became of a vGPU that was to go.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Destroyed {
+    /// It is gone.
+    Gone,
+    /// It is still there: an engine may reach its memory. Ask again later.
+    Stuck,
+}
+
 /// Granule of partitions: one page of global page-table entries.
 const GRANULE: u32 = 2 << 20;
 
@@ -72,22 +84,22 @@ impl<W: Hw> Gvt<W> {
         Ok(VgpuId(index as u8))
     }
 
-    /// Takes a vGPU away: what it runs is stopped, engines are flushed, frames go back.
-    pub fn destroy_vgpu(&mut self, host: &mut dyn Host, id: VgpuId, now: Nanos) {
-        self.hold(host, Some(id), |gvt, host| gvt.take_away(host, id, now));
+    /// Takes a vGPU away: what it runs is stopped, engines are flushed, frames go back. Where an engine can neither be
+    /// flushed nor reset, the vGPU and all its frames stay, and the VM's memory must not be given to anybody else.
+    pub fn destroy_vgpu(&mut self, host: &mut dyn Host, id: VgpuId, now: Nanos) -> Destroyed {
+        self.hold(host, Some(id), |gvt, host| gvt.take_away(host, id, now))
     }
 
-    fn take_away(&mut self, host: &mut dyn Host, id: VgpuId, now: Nanos) {
+    fn take_away(&mut self, host: &mut dyn Host, id: VgpuId, now: Nanos) -> Destroyed {
         let index = id.index();
-        if self.vgpu(index).is_none() {
-            return;
-        }
         self.stop_engines(host, index, EngineMask::ALL, now);
-        self.flush_owned(host, index);
+        if self.drain(host, index, now) == Reset::Stuck {
+            return Destroyed::Stuck;
+        }
         for engine in Engine::ALL {
             self.gpu.engines.get_mut(engine).forget(index);
         }
-        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::take) else { return };
+        let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::take) else { return Destroyed::Gone };
         let Gpu { hw, pool, .. } = &mut self.gpu;
         let Vgpu { vm, gtt, mut engines, irq_frame, fences, .. } = *vgpu;
         for engine in Engine::ALL {
@@ -100,6 +112,24 @@ impl<W: Hw> Gvt<W> {
         host.free_frame(Owner::Vm(vm), irq_frame);
         gtt.destroy(host, hw, pool.scratch());
         clear_fences(&mut self.gpu, fences);
+        Destroyed::Gone
+    }
+
+    /// Sees to it that no engine can reach anything of a vGPU that runs no more: by its TLB, or by what is still to be
+    /// written from its caches to where the vGPU's page tables lead. An engine that is not sure to be flushed is reset.
+    fn drain(&mut self, host: &mut dyn Host, index: usize, now: Nanos) -> Reset {
+        let mut drained = Reset::Done;
+        for engine in engines(self.gpu.present) {
+            let phys = self.gpu.engines.get(engine);
+            if phys.owner != Some(index) || (!phys.is_marked_by(index) && self.gpu.flush_tlb(engine) == Flushed::Done) {
+                continue;
+            }
+            self.trace.push(now, Some(index), Note::EngineReset(engine));
+            if self.gpu.reset_engine(host, engine) == Reset::Stuck {
+                drained = Reset::Stuck;
+            }
+        }
+        drained
     }
 
     /// Resets a vGPU, or engines of it.
@@ -125,17 +155,25 @@ impl<W: Hw> Gvt<W> {
     fn stop_engines(&mut self, host: &mut dyn Host, index: usize, mask: EngineMask, now: Nanos) {
         for engine in Engine::ALL.into_iter().filter(|engine| mask.has(*engine)) {
             let stop = self.runs_on(index, engine);
+            let mut reset = Reset::Done;
             if stop {
                 self.settle(engine, now);
                 self.count_reset(index, engine, now);
                 self.trace.push(now, Some(index), Note::EngineReset(engine));
-                self.gpu.reset_engine(host, engine);
+                reset = self.gpu.reset_engine(host, engine);
             }
+            let phys = self.gpu.engines.get(engine);
+            let lost = phys.health == Health::Dead && phys.owner == Some(index);
             if let Some(vgpu) = self.vgpu_mut(index) {
                 vgpu.stats.engine_mut(engine).resets += u64::from(stop);
-                vgpu.reset_engine(host, engine);
+                if lost {
+                    // The hardware may run on in what the shadow holds: that stays as it is.
+                    vgpu.engines.get_mut(engine).failed = true;
+                } else {
+                    vgpu.reset_engine(host, engine);
+                }
             }
-            if stop {
+            if stop && reset == Reset::Done {
                 self.schedule(host, engine, now);
             }
         }

@@ -14,6 +14,7 @@ mod wash;
 mod tests;
 
 pub use self::access::{Progress, Store};
+pub use self::lifecycle::Destroyed;
 use self::run::Seen;
 use crate::audit::ContextRegisters;
 use crate::gpu::{Gpu, PerEngine};

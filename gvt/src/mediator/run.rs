@@ -2,8 +2,8 @@
 
 use super::wash::Washed;
 use super::{Gvt, VGPUS};
-use crate::gpu::engine::{Ask, Event, Run, Sent, context_tag};
-use crate::gpu::reset::{GUEST_EVENTS, OWN_EVENTS};
+use crate::gpu::engine::{Ask, Event, Health, Run, Sent, context_tag};
+use crate::gpu::reset::{GUEST_EVENTS, OWN_EVENTS, Reset};
 use crate::gpu::switch::{self, Scope};
 use crate::gpu::{Flushed, engines};
 use crate::host::Host;
@@ -65,6 +65,9 @@ impl<W: Hw> Gvt<W> {
         let mut seen = Seen::Nothing;
         for engine in engines(self.gpu.present) {
             seen = seen.max(self.poll_engine(host, engine, now));
+            if self.gpu.engines.get(engine).health == Health::Stuck {
+                self.lose_engine(host, engine, now);
+            }
             self.schedule(host, engine, now);
         }
         seen
@@ -413,8 +416,10 @@ impl<W: Hw> Gvt<W> {
             self.count_reset(run.vgpu, engine, now);
         }
         self.trace.push(now, run.map(|run| run.vgpu), Note::EngineReset(engine));
-        self.gpu.reset_engine(host, engine);
-        self.schedule(host, engine, now);
+        // One that does not even reset takes nothing more, and its vGPU's frames stay.
+        if self.gpu.reset_engine(host, engine) == Reset::Done {
+            self.schedule(host, engine, now);
+        }
     }
 
     /// An engine has to be reset because of a vGPU. One that takes it from others with reset after reset is stopped: each
@@ -444,6 +449,9 @@ impl<W: Hw> Gvt<W> {
             let phys = self.gpu.engines.get(engine);
             if let Some(kept) = phys.kept {
                 at(self.kept_until(kept).0);
+            }
+            if phys.health == Health::Stuck {
+                at(self.looked.0);
             }
             if let Some(since) = phys.washing {
                 at(since.0.saturating_add(self.config.hang.0));

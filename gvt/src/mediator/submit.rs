@@ -116,6 +116,7 @@ impl<W: Hw> Gvt<W> {
     }
 
     /// Invalidates the TLBs of all engines that may hold translations of a vGPU.
+    /// If one does not end, no frame leaves, and the engine is reset when engines are looked at next.
     pub(super) fn flush_owned(&mut self, host: &mut dyn Host, index: usize) {
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return };
         flush_owned(&mut self.gpu, vgpu, index, host);
@@ -130,6 +131,9 @@ impl<W: Hw> Gvt<W> {
     /// Prepares the current context of the active list.
     pub(super) fn start(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
         let Some(mut desk) = self.desk(host, index, engine) else { return };
+        if desk.vgpu.engines.get(engine).failed {
+            return;
+        }
         let Some(descriptor) = desk.vgpu.engines.get(engine).active.map(|list| list.current()) else { return };
         match desk.prepare(descriptor) {
             Ok(()) => self.queue_up(index, engine, now),

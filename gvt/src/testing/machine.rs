@@ -25,6 +25,8 @@ impl Memory for Ram {
 pub struct Device {
     pub gpu: Gpu,
     pub now: Nanos,
+    /// Registers with bits that read as 1, whatever the GPU says: what is asked for there never ends.
+    pub busy: Vec<(u32, u32)>,
     entries: u32,
 }
 
@@ -45,7 +47,8 @@ impl Hw for ModelHw {
         assert!(offset < reg::MMIO_SIZE && offset.is_multiple_of(4));
         let mut device = self.0.borrow_mut();
         let now = device.now;
-        uncounted(|| device.gpu.read32(offset, now))
+        let busy = device.busy.iter().filter(|(at, _)| *at == offset).fold(0, |all, (_, bits)| all | bits);
+        uncounted(|| device.gpu.read32(offset, now)) | busy
     }
 
     fn write(&mut self, offset: u32, value: u32) {
@@ -109,7 +112,8 @@ impl Machine {
     /// A machine with a part and a mediator of choice.
     pub fn with_config(profile: Profile, config: Config) -> Self {
         let mut host = FakeHost::new(160);
-        let device = Rc::new(RefCell::new(Device { gpu: Gpu::new(profile), now: Nanos(1), entries: 1 << 20 }));
+        let device =
+            Rc::new(RefCell::new(Device { gpu: Gpu::new(profile), now: Nanos(1), busy: Vec::new(), entries: 1 << 20 }));
         enable_msi(&mut device.borrow_mut().gpu);
         device.borrow_mut().gpu.witness();
         let gvt = Gvt::new(ModelHw(device.clone()), config, &mut host, Nanos(1)).expect("the GPU starts");

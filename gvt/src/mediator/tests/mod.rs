@@ -12,6 +12,7 @@ mod registers;
 mod residue;
 mod shares;
 mod status;
+mod stuck;
 mod two;
 
 use gvt_defs::mi;

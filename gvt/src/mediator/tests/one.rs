@@ -501,7 +501,7 @@ fn destroying_gives_every_frame_back() {
     m.run_for(1_000_000);
     assert!(m.host.frames_of(Owner::Mediator) > before);
     let now = m.now();
-    m.gvt.destroy_vgpu(&mut m.host, d.id, now);
+    assert_eq!(m.gvt.destroy_vgpu(&mut m.host, d.id, now), crate::Destroyed::Gone);
     assert_eq!(m.host.frames_of(Owner::Vm(VmId(1))), 0);
     assert_eq!(m.host.frames_of(Owner::Mediator), before);
     assert_eq!(m.host.mapping(VmId(1), 0x44), Mapping::Trapped);
