@@ -35,6 +35,8 @@ pub const BB_STATE: u32 = 0x110;
 pub const SBB_ADDR: u32 = 0x114;
 pub const SBB_STATE: u32 = 0x118;
 pub const SBB_ADDR_UDW: u32 = 0x11C;
+/// A head to go on from instead.
+pub const UHPTR: u32 = 0x134;
 pub const BB_ADDR: u32 = 0x140;
 pub const BB_START_ADDR: u32 = 0x150;
 pub const BB_START_ADDR_UDW: u32 = 0x154;
@@ -48,6 +50,9 @@ pub const INDIRECT_CTX: u32 = 0x1C4;
 pub const INDIRECT_CTX_OFFSET: u32 = 0x1C8;
 /// BCS only: BCS_SWCTRL (bit 0 source Y-tiled, bit 1 destination Y-tiled; masked).
 pub const SWCTRL: u32 = 0x200;
+/// Page directory of a context of earlier generations.
+pub const PP_DIR_DCLV: u32 = 0x220;
+pub const PP_DIR_BASE: u32 = 0x228;
 pub const ELSP: u32 = 0x230;
 pub const EXECLIST_STATUS_LO: u32 = 0x234;
 pub const EXECLIST_STATUS_HI: u32 = 0x238;
@@ -65,6 +70,11 @@ pub const TIMESTAMP_UDW: u32 = 0x35C;
 pub const CSB: u32 = 0x370;
 pub const CSB_PTR: u32 = 0x3A0;
 pub const CTX_TIMESTAMP: u32 = 0x3A8;
+/// RCS only: OABUFFER of Gen7, and the high half of Gen8's; the rest of the unit that writes performance reports.
+pub const OABUFFER_OLD: u32 = 0x3B0;
+pub const OABUFFER_UDW: u32 = 0x3B4;
+pub const OA_FIRST: u32 = 0xB00;
+pub const OA_LAST: u32 = 0xBFC;
 
 /// Nanoseconds of so many ticks of the timestamps: 12 MHz (Skylake to Comet Lake).
 pub const fn timestamp_nanos(ticks: u32) -> u64 {

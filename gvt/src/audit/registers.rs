@@ -202,7 +202,7 @@ impl ContextRegisters {
 
 /// Registers that are never a guest's, whatever an image of the hardware's own holds: they run an engine. Offsets from
 /// its base, both ends inclusive; sorted.
-pub(super) const RUNS_ENGINE: [(u32, u32); 15] = [
+pub(super) const RUNS_ENGINE: [(u32, u32); 19] = [
     (ring::TAIL, ring::CTL),
     (ring::PSMI_CTL, ring::MAX_IDLE),
     (ring::HWS_PGA, ring::HWS_PGA),
@@ -210,20 +210,26 @@ pub(super) const RUNS_ENGINE: [(u32, u32); 15] = [
     (ring::IMR, ring::ESR),
     (ring::RESET_CTL, ring::CSFE_CHICKEN1),
     (ring::BB_STATE, ring::SBB_ADDR_UDW),
+    (ring::UHPTR, ring::UHPTR),
     (ring::BB_ADDR, ring::BB_ADDR),
     (ring::BB_ADDR_UDW, ring::BB_ADDR_UDW),
     (ring::BB_PER_CTX_PTR, ring::INDIRECT_CTX_OFFSET),
+    (ring::PP_DIR_DCLV, ring::PP_DIR_BASE),
     (ring::ELSP, ring::CTX_CONTROL),
     (ring::PDP0_LDW, ring::GFX_MODE),
     (ring::TIMESTAMP, ring::TIMESTAMP_UDW),
     (ring::CSB, ring::CTX_TIMESTAMP),
+    // Where performance reports go: a buffer in the global space.
+    (ring::OABUFFER_OLD, ring::OABUFFER_UDW),
     (ring::FORCE_TO_NONPRIV, ring::FORCE_TO_NONPRIV + 4 * (ring::FORCE_TO_NONPRIV_SLOTS - 1)),
+    (ring::OA_FIRST, ring::OA_LAST),
 ];
 
-/// Blocks outside the engines that a render context's image may hold: tiled resources, fixed functions, L3, EUs.
-/// Power, clocks, MOCS tables, interrupts, display and fences lie elsewhere. Both ends inclusive; sorted.
+/// Blocks outside the engines that a render context's image may hold: tiled resources, fixed functions, L3, EUs. But for
+/// the first they lie in the render power domain, with what a context uses; power (and where its contexts are saved),
+/// clocks, MOCS tables, interrupts, display and fences lie elsewhere. Both ends inclusive; sorted.
 const MAY_LEARN: [(u32, u32); 5] =
-    [(reg::TRTT_FIRST, reg::TRTT_LAST), (0x5200, 0x5FFC), (0x6000, 0x8FFC), (0xB100, 0xB1FC), (0xE100, 0xE7FC)];
+    [(reg::TRTT_FIRST, reg::TRTT_LAST), (0x5200, 0x7FFC), (0x8300, 0x84FC), (0xB100, 0xB1FC), (0xE100, 0xE7FC)];
 
 /// Whether a register in an image that the hardware saved may be taken for one that a guest's image holds.
 fn may_learn(engine: Engine, offset: u32) -> bool {
@@ -237,6 +243,7 @@ fn may_learn(engine: Engine, offset: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gvt_defs::reg::forcewake;
 
     /// Never for a guest's commands, on any engine (offsets from the base).
     const NEVER: [u32; 23] = [
@@ -355,9 +362,12 @@ mod tests {
         let before = registers.count();
         let mut image = [0u32; 0x100];
         let found = [0x2038, 0x2080, 0x24D4, 0x20D4, 0x12600, 0xC800, 0xB020, 0xA188, 0x4080, 0x10_0000];
-        let good = [reg::TRTTE, 0x28A0, 0x8004];
-        image[0x50] = mi::load_register_imm((found.len() + good.len()) as u32);
-        for (i, offset) in found.into_iter().chain(good).enumerate() {
+        // Where performance reports go, another head, page directories; where the power context is saved.
+        let found =
+            found.into_iter().chain([0x23B4, 0x2B00, 0x2B14, 0x2134, 0x2220, 0x2228, reg::RC6_CTX_INFO, 0x8004]);
+        let good = [reg::TRTTE, 0x28A0, 0x83A8];
+        image[0x50] = mi::load_register_imm((found.clone().count() + good.len()) as u32);
+        for (i, offset) in found.chain(good).enumerate() {
             image[0x51 + 2 * i] = offset;
         }
         registers.learn(&image);
@@ -365,6 +375,18 @@ mod tests {
         // Tiled resources with physical addresses would read and write anybody's memory.
         let trtt = registers.policy(reg::TRTTE);
         assert_eq!([0, 1, 2, 3, 0xFFFF_FFFD].map(|v| trtt.admit(v)), [Some(0), None, Some(2), Some(3), None]);
+    }
+
+    #[test]
+    fn what_is_learnt_outside_the_engines_lies_in_the_render_domain() {
+        let own = |(first, last): (u32, u32)| (first..=last).step_by(4).all(is_render);
+        fn is_render(offset: u32) -> bool {
+            matches!(forcewake::domain_of(offset), Some(forcewake::Domain::Render))
+        }
+        assert_eq!(MAY_LEARN[0], (reg::TRTT_FIRST, reg::TRTT_LAST));
+        assert!(MAY_LEARN[1..].iter().all(|block| own(*block)));
+        // No more does a command read.
+        assert!([reg::RC6_CTX_INFO, 0x804C, 0x9120].into_iter().all(|offset| !readable(Engine::Rcs, offset)));
     }
 
     #[test]
