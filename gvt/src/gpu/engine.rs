@@ -206,7 +206,13 @@ impl PhysEngine {
 
     /// Whether something may be left in it of a vGPU.
     pub(crate) fn is_marked_by(&self, vgpu: usize) -> bool {
-        self.engine == Engine::Rcs && self.traces == Traces::Of(Some(vgpu))
+        self.marked_by() == Some(vgpu)
+    }
+
+    /// The vGPU of which something may be left in it.
+    pub(crate) fn marked_by(&self) -> Option<usize> {
+        let Traces::Of(vgpu) = self.traces else { return None };
+        vgpu.filter(|_| self.engine == Engine::Rcs)
     }
 
     /// Whether a stay that takes it away is under way.

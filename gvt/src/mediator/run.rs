@@ -356,7 +356,7 @@ impl<W: Hw> Gvt<W> {
             }
             let phys = self.gpu.engines.get(engine);
             if phys.washing.is_some_and(|since| now.0.saturating_sub(since.0) >= self.config.hang.0) {
-                self.lose_engine(host, engine, now);
+                self.lose_wash(host, engine, now);
                 continue;
             }
             let Some(run) = phys.run else { continue };

@@ -4,6 +4,7 @@ use super::Gvt;
 use crate::gpu::parking::Stay;
 use crate::host::Host;
 use crate::hw::Hw;
+use crate::report::Cause;
 use gvt_defs::{Engine, Nanos};
 
 /// Whether an engine holds nothing that a vGPU must not meet.
@@ -32,5 +33,14 @@ impl<W: Hw> Gvt<W> {
             phys.park(host, &mut self.gpu.hw, Stay::Wash);
         }
         Washed::NotYet
+    }
+
+    /// A wash does not end. That is a hang of the vGPU whose work came before: nobody else has been there.
+    pub(super) fn lose_wash(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
+        if let Some(index) = self.gpu.engines.get(engine).marked_by() {
+            self.report(index, Cause::Hang { engine });
+            self.count_reset(index, engine, now);
+        }
+        self.lose_engine(host, engine, now);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{BATCH, batch};
 use crate::mediator::Config;
+use crate::report::Cause;
 use crate::testing::driver::{Context, Driver};
 use crate::testing::machine::Machine;
 use gvt_defs::gfx;
@@ -195,6 +196,9 @@ fn a_wash_that_never_ends_is_reset() {
     assert!(rig.m.gvt.deadline().is_some());
     rig.m.run_for(10_000_000);
     assert_eq!(rig.m.gvt.totals().resets, 1);
+    // It is the one whose work came before that is to blame.
+    let report = rig.m.gvt.take_report().expect("a report");
+    assert_eq!((report.vm, report.cause), (rig.d[0].vm, Cause::Hang { engine: Engine::Rcs }));
     for (at, dword) in (1..).zip(old) {
         rig.patch(at, dword);
     }
