@@ -2,7 +2,7 @@
 
 use super::wash::Washed;
 use super::{Gvt, VGPUS};
-use crate::gpu::engine::{Ask, Event, Health, Run, Sent, context_tag};
+use crate::gpu::engine::{Ask, Event, Health, PhysEngine, Run, Sent, context_tag};
 use crate::gpu::reset::{GUEST_EVENTS, OWN_EVENTS, Reset};
 use crate::gpu::switch::{self, Scope};
 use crate::gpu::{Flushed, engines};
@@ -470,10 +470,11 @@ impl<W: Hw> Gvt<W> {
     }
 
     /// When the interrupt registers are looked at although no interrupt came: some time after the last look, while an
-    /// engine runs.
+    /// engine runs a guest's context, or its parking context, for whose end somebody may wait.
     pub(super) fn watch_deadline(&self) -> Option<Nanos> {
         let all = engines(self.gpu.present).map(|engine| self.gpu.engines.get(engine));
-        let since = all.filter_map(|phys| phys.run.map(|run| run.since).or(phys.washing)).min()?;
+        let parked = |phys: &PhysEngine| phys.awake().then_some(Nanos(0));
+        let since = all.filter_map(|phys| phys.run.map(|run| run.since).or_else(|| parked(phys))).min()?;
         Some(Nanos(self.looked.max(since).0.saturating_add(self.config.watch.0)))
     }
 }

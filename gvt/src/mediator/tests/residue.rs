@@ -25,7 +25,7 @@ impl Rig {
     }
 
     fn with(profile: Profile) -> Self {
-        let config = Config { hang: Nanos(20_000_000), ..Config::default() };
+        let config = Config { hang: Nanos(20_000_000), watch: Nanos(5_000_000), ..Config::default() };
         let mut m = Machine::with_config(profile, config);
         let mut d = [1, 2].map(|vm| {
             let id = m.add_vm(vm);
@@ -214,8 +214,26 @@ fn a_lost_message_does_not_stop_the_next_vm() {
     let seqno = rig.d[1].emit(&mut rig.m, &mut rig.c[1], &Driver::batch_start(BATCH));
     rig.d[1].submit(&mut rig.m, &[&rig.c[1]]);
     rig.m.lose_messages_for(200_000);
-    assert!(rig.d[1].run_until(&mut rig.m, 150_000_000, |d, m| d.stored(m, &rig.c[1]) == seqno));
+    assert!(rig.d[1].run_until(&mut rig.m, 15_000_000, |d, m| d.stored(m, &rig.c[1]) == seqno));
     assert_eq!(rig.m.gvt.totals().resets, 0);
+}
+
+/// The same for one that tells that the parking context was loaded after a reset, with nothing else on the engine.
+#[test]
+fn a_message_lost_after_a_reset_does_not_stop_who_waits() {
+    let mut rig = Rig::new();
+    batch::write_stubborn(&mut rig.d[0], &mut rig.m, &rig.c[0], BATCH);
+    rig.d[0].emit(&mut rig.m, &mut rig.c[0], &Driver::batch_start(BATCH));
+    rig.d[0].submit(&mut rig.m, &[&rig.c[0]]);
+    rig.m.run_for(100_000);
+    let seqno = rig.d[1].emit(&mut rig.m, &mut rig.c[1], &Driver::batch_start(BATCH));
+    rig.d[1].submit(&mut rig.m, &[&rig.c[1]]);
+    // Until it has been told that its submission is active: that has a deadline of its own.
+    rig.m.run_for(2_000_000);
+    rig.d[1].interrupts(&mut rig.m);
+    rig.d[0].reset_engine(&mut rig.m, Engine::Rcs);
+    rig.m.lose_messages_for(200_000);
+    assert!(rig.d[1].run_until(&mut rig.m, 15_000_000, |d, m| d.stored(m, &rig.c[1]) == seqno));
 }
 
 /// What a change of VM costs when the next one comes later: nobody knew that the wash would be needed.
@@ -242,4 +260,48 @@ fn a_change_of_vm_costs_one_submission_more() {
     assert_eq!(change[0] - same[0], 1.0);
     assert!(change[1] - same[1] <= 20.0);
     assert_eq!(change[4], same[4], "no exit more");
+}
+
+/// Two VMs that draw, reset their engine, and hear late, in any order, with the GPU at any pace: nothing is met, and in the
+/// end both go on.
+#[test]
+fn nothing_is_met_whatever_happens() {
+    for seed in 1..=12u64 {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut random = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) % below
+        };
+        let save = if seed % 2 == 0 { Save::Late } else { Save::Prompt };
+        let completion = Nanos(20_000 * (seed % 3));
+        let arbitration = Arbitration::Restore;
+        let mut rig = Rig::with(Profile { save, completion, arbitration, ..Profile::kaby_lake() });
+        for _ in 0..400 {
+            let i = random(2) as usize;
+            rig.m.budget = 1 + random(12) as u32;
+            let Rig { m, d, c } = &mut rig;
+            match random(12) {
+                0..5 if d[i].idle(Engine::Rcs) => {
+                    d[i].emit(m, &mut c[i], &Driver::batch_start(BATCH));
+                    d[i].submit(m, &[&c[i]]);
+                }
+                5 => {
+                    d[i].reset_engine(m, Engine::Rcs);
+                    d[i].rebuild(m, &c[i]);
+                }
+                6 => m.lose_messages_for(random(100_000)),
+                _ => m.run_for(random(100_000)),
+            }
+            d.iter_mut().for_each(|d| d.interrupts(m));
+        }
+        for i in 0..2 {
+            let Rig { m, d, c } = &mut rig;
+            assert!(d[i].run_until(m, 200_000_000, |d, _| d.idle(Engine::Rcs)), "{seed}");
+            c[i].seqno = d[i].stored(m, &c[i]);
+            assert!(rig.draw(i), "{seed}");
+        }
+        assert_eq!(rig.met(), [], "{seed}");
+    }
 }
