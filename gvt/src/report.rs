@@ -47,6 +47,11 @@ pub enum Cause {
         /// The engine that was reset last.
         engine: Engine,
     },
+    /// An engine does not even reset. Whatever this VM had on it may run on; nobody else is let in.
+    DeadEngine {
+        /// The engine.
+        engine: Engine,
+    },
     /// The guest's driver says that it was given too little (PVINFO reserved words).
     TooLittle,
 }
@@ -77,6 +82,7 @@ impl fmt::Display for Report {
                     engine.info().name
                 )
             }
+            Cause::DeadEngine { engine } => write!(f, "{} does not reset; it is out of use", engine.info().name),
             Cause::TooLittle => write!(f, "the guest's driver asks for more graphics memory"),
         }
     }

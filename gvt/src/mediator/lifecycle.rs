@@ -8,7 +8,7 @@ use crate::gpu::{Flushed, Gpu, PerEngine, engines};
 use crate::gtt::{Gtt, Limits, Partition};
 use crate::host::{Host, Mapping, NoFrame, Owner, VmId};
 use crate::hw::Hw;
-use crate::report::CreateError;
+use crate::report::{Cause, CreateError};
 use crate::stats::Stats;
 use crate::trace::Note;
 use crate::units::Work;
@@ -125,7 +125,7 @@ impl<W: Hw> Gvt<W> {
                 continue;
             }
             self.trace.push(now, Some(index), Note::EngineReset(engine));
-            if self.gpu.reset_engine(host, engine) == Reset::Stuck {
+            if self.reset_hardware(host, engine) == Reset::Stuck {
                 drained = Reset::Stuck;
             }
         }
@@ -160,7 +160,7 @@ impl<W: Hw> Gvt<W> {
                 self.settle(engine, now);
                 self.count_reset(index, engine, now);
                 self.trace.push(now, Some(index), Note::EngineReset(engine));
-                reset = self.gpu.reset_engine(host, engine);
+                reset = self.reset_hardware(host, engine);
             }
             let phys = self.gpu.engines.get(engine);
             let lost = phys.health == Health::Dead && phys.owner == Some(index);
@@ -177,6 +177,18 @@ impl<W: Hw> Gvt<W> {
                 self.schedule(host, engine, now);
             }
         }
+    }
+
+    /// Resets an engine of the hardware. One that does not reset is told of once.
+    pub(super) fn reset_hardware(&mut self, host: &mut dyn Host, engine: Engine) -> Reset {
+        let before = self.gpu.engines.get(engine).health;
+        let reset = self.gpu.reset_engine(host, engine);
+        if let (Reset::Stuck, Some(owner)) = (reset, self.gpu.engines.get(engine).owner)
+            && before != Health::Dead
+        {
+            self.report(owner, Cause::DeadEngine { engine });
+        }
+        reset
     }
 
     /// Registers of the GT go back to what they were at the start; interrupts and display survive.

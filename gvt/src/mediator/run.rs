@@ -417,7 +417,7 @@ impl<W: Hw> Gvt<W> {
         }
         self.trace.push(now, run.map(|run| run.vgpu), Note::EngineReset(engine));
         // One that does not even reset takes nothing more, and its vGPU's frames stay.
-        if self.gpu.reset_engine(host, engine) == Reset::Done {
+        if self.reset_hardware(host, engine) == Reset::Done {
             self.schedule(host, engine, now);
         }
     }

@@ -5,6 +5,7 @@ use super::{BATCH, batch};
 use crate::gpu::engine::Health;
 use crate::host::{Owner, VmId};
 use crate::mediator::{Destroyed, VgpuId};
+use crate::report::Cause;
 use crate::testing::driver::{Context, Driver};
 use crate::testing::machine::Machine;
 use gvt_defs::{Engine, Gfn, reg};
@@ -64,6 +65,9 @@ fn an_engine_that_is_not_even_reset_keeps_every_frame() {
         assert_eq!(destroy(&mut m, d.id), Destroyed::Stuck);
         assert_eq!((health(&m), frames(&m)), (Health::Dead, before));
     }
+    let report = m.gvt.take_report().expect("a line for the operator");
+    assert_eq!((report.vm, report.cause), (VM, Cause::DeadEngine { engine: ENGINE }));
+    assert_eq!(m.gvt.take_report(), None);
     // The guest goes on as well as it can: its engine hangs, its others work.
     d.reset_engine(&mut m, ENGINE);
     d.rebuild(&mut m, &c);
