@@ -185,8 +185,8 @@ impl PhysEngine {
     }
 
     #[cfg(test)]
-    pub(crate) fn wash(&self) -> Option<&crate::gpu::wash::Wash> {
-        self.parking.wash()
+    pub(crate) fn parking(&mut self) -> &mut Parking {
+        &mut self.parking
     }
 
     /// Whether a submission may be made: the last one has been seen to start.

@@ -2,6 +2,7 @@
 //! whose it is by kind, and says so when a context of another VM is loaded; what clears a kind says the PRM.
 
 use super::{BATCH, batch};
+use crate::gpu::parking::Stay;
 use crate::mediator::Config;
 use crate::report::Cause;
 use crate::testing::driver::{Context, Driver};
@@ -56,7 +57,8 @@ impl Rig {
 
     /// Changes a dword of the wash.
     fn patch(&mut self, at: usize, dword: u32) -> u32 {
-        let frame = self.m.gvt.gpu.engines.get(Engine::Rcs).wash().expect("a wash").page().frame(0).unwrap();
+        let parking = self.m.gvt.gpu.engines.get_mut(Engine::Rcs).parking();
+        let frame = parking.wash().expect("a wash").page().frame(0).unwrap();
         let at = Hpa(frame.0 + 4 * at as u64);
         let old = self.m.host.ram.dword(at);
         assert!(self.m.host.ram.write(at, &dword.to_le_bytes()));
@@ -178,6 +180,21 @@ fn a_fresh_context_inherits_the_default_state() {
         assert!(rig.d[1].execute(&mut rig.m, &mut fresh, &[]));
     }
     assert_eq!(rig.met(), []);
+}
+
+/// Stays that the hardware never comes to add up; where they go once round the parking ring, there is nothing in it to
+/// execute, and no mark.
+#[test]
+fn a_ring_that_has_gone_round_does_not_pass_for_a_wash() {
+    for stays in [1, 200, 254, 255, 256, 511] {
+        let mut rig = Rig::new();
+        assert!(rig.draw(0));
+        for _ in 0..stays {
+            let _ = rig.m.gvt.gpu.engines.get_mut(Engine::Rcs).parking().next(&mut rig.m.host, Stay::Rest);
+        }
+        assert!(rig.draw(1), "{stays}");
+        assert_eq!(rig.met(), [], "{stays}");
+    }
 }
 
 /// A wash that never ends is found like any other hang: the engine is reset, nobody else's work is lost, and the next
