@@ -112,6 +112,8 @@ pub(crate) struct PhysEngine {
     pub(crate) loaded: Loaded,
     /// The vGPU whose registers are loaded.
     pub(crate) owner: Option<usize>,
+    /// When another one became its owner.
+    pub(crate) changed: Option<Nanos>,
     /// Who is on it.
     pub(crate) run: Option<Run>,
     /// Who used it last, since when without a break.
@@ -140,6 +142,7 @@ impl PhysEngine {
             washing: None,
             loaded: Loaded::unknown(),
             owner: None,
+            changed: None,
             run: None,
             slice: None,
             kept: None,

@@ -238,7 +238,7 @@ impl<W: Hw> Gvt<W> {
             && core::mem::take(&mut work.resubmit)
         {
             let slot = work.slot;
-            self.submit_slot(host, run.vgpu, engine, slot);
+            self.submit_slot(host, run.vgpu, engine, slot, now);
         }
     }
 
@@ -254,7 +254,7 @@ impl<W: Hw> Gvt<W> {
     /// Tells the hardware to leave the guest context at the next arbitration point, once it can be told.
     fn send_ask(&mut self, host: &mut dyn Host, engine: Engine, now: Nanos) {
         let Some(run) = self.gpu.engines.get(engine).run else { return };
-        let stay = self.stay_after(run.vgpu, engine);
+        let stay = self.stay_after(run.vgpu, engine, now);
         let phys = self.gpu.engines.get_mut(engine);
         if !phys.accepts() {
             return;
@@ -271,6 +271,9 @@ impl<W: Hw> Gvt<W> {
     fn load(&mut self, host: &mut dyn Host, index: usize, engine: Engine, now: Nanos) {
         if self.wash(host, index, engine, now) == Washed::NotYet {
             return;
+        }
+        if self.gpu.engines.get(engine).owner != Some(index) {
+            self.gpu.engines.get_mut(engine).changed = Some(now);
         }
         let before = self.gpu.hw.accesses();
         if self.take_ownership(host, index, engine) == Flushed::Stuck {
@@ -292,15 +295,15 @@ impl<W: Hw> Gvt<W> {
         let clock = virt.slot(slot).map_or(0, |shadow| shadow.clock(host));
         phys.run = Some(Run { vgpu: index, since: now, clock, counted: now, asked: None });
         self.trace.push(now, Some(index), Note::Load(engine, context_tag(index, slot)));
-        self.submit_slot(host, index, engine, slot);
+        self.submit_slot(host, index, engine, slot, now);
         self.charge(index, before);
     }
 
-    fn submit_slot(&mut self, host: &mut dyn Host, index: usize, engine: Engine, slot: usize) {
+    fn submit_slot(&mut self, host: &mut dyn Host, index: usize, engine: Engine, slot: usize, now: Nanos) {
         let Some(vgpu) = self.vgpus.get(index).and_then(Option::as_deref) else { return };
         let Some(shadow) = vgpu.engines.get(engine).slot(slot) else { return };
         let descriptor = Descriptor::new(shadow.image.ggtt(), context_tag(index, slot));
-        let stay = self.stay_after(index, engine);
+        let stay = self.stay_after(index, engine, now);
         self.gpu.engines.get_mut(engine).submit(host, &mut self.gpu.hw, index, descriptor, stay);
     }
 

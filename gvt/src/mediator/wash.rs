@@ -16,9 +16,12 @@ pub(super) enum Washed {
 }
 
 impl<W: Hw> Gvt<W> {
-    /// What the parking context does behind a context of a vGPU: who waits already need not ask for a wash.
-    pub(super) fn stay_after(&self, index: usize, engine: Engine) -> Stay {
-        if self.others_wait(index, engine) { Stay::Wash } else { Stay::Rest }
+    /// What the parking context does behind a context of a vGPU: who waits already, or is likely to come soon, need not ask
+    /// for a wash.
+    pub(super) fn stay_after(&self, index: usize, engine: Engine, now: Nanos) -> Stay {
+        let changed = self.gpu.engines.get(engine).changed;
+        let lately = changed.is_some_and(|at| now.0.saturating_sub(at.0) < self.config.slice.0);
+        if lately || self.others_wait(index, engine) { Stay::Wash } else { Stay::Rest }
     }
 
     /// Has what another vGPU's work left in an engine taken away before a vGPU comes onto it (design D21). Nothing is

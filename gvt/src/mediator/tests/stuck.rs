@@ -93,6 +93,8 @@ fn caches_are_empty_before_frames_go() {
     let (mut m, mut d, _) = start();
     let mut c = d.context(&mut m, Engine::Rcs);
     assert!(d.execute(&mut m, &mut c, &[]));
+    m.run_for(6_000_000);
+    assert!(d.execute(&mut m, &mut c, &[]));
     assert_eq!(destroy(&mut m, d.id), Destroyed::Gone);
     assert_eq!((m.gvt.totals().resets, frames(&m)[0]), (1, 0));
 }
