@@ -2,9 +2,8 @@
 //! copy. The whole tree of a submission goes into one arena.
 
 use super::walk::{Level, Origin, Stream, redirect};
-use super::{Audit, AuditFault, LINE, MANY, Part, Reason, fault};
+use super::{Audit, AuditFault, LINE, Part, Reason, fault};
 use alloc::vec::Vec;
-use arrayvec::ArrayVec;
 use gvt_defs::{GgttAddr, PAGE_SIZE, PpgttAddr, mi};
 
 /// Dwords read at a time; divides a page.
@@ -20,9 +19,24 @@ pub trait Source {
 
 /// The guest's address of a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Target {
+pub enum Target {
+    /// In the global space: privileged.
     Global(GgttAddr),
+    /// In the space of a process.
     Process(PpgttAddr),
+}
+
+/// A batch that was copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchCopy {
+    /// Where the guest has it.
+    pub guest: Target,
+    /// The level that it runs on.
+    pub level: Level,
+    /// Where the copy begins in the arena, in dwords.
+    pub start: u32,
+    /// Dwords of the copy.
+    pub dwords: u32,
 }
 
 /// Where the command that starts it stands.
@@ -42,9 +56,6 @@ pub(super) struct Pending {
     pub(super) level: Level,
 }
 
-/// A batch that was copied: what, for which level, and where to.
-type Copies = ArrayVec<(Target, Level, u32), MANY>;
-
 pub(super) fn copy_all(
     audit: &mut Audit<'_>,
     source: &mut dyn Source,
@@ -53,9 +64,8 @@ pub(super) fn copy_all(
     limit: usize,
 ) -> Result<(), AuditFault> {
     arena.clear();
-    let mut copies = Copies::new();
     for start in core::mem::take(&mut audit.pending) {
-        copy_tree(audit, source, base, arena, limit, &mut copies, start).map_err(|fault| match start.place {
+        copy_tree(audit, source, base, arena, limit, start).map_err(|fault| match start.place {
             // The ring can be cut before the start that leads to too many.
             Place::Ring(offset) if fault.reason == Reason::TooManyBatches => {
                 AuditFault { offset, part: Part::Ring, ..fault }
@@ -73,20 +83,21 @@ fn copy_tree(
     base: GgttAddr,
     arena: &mut Vec<u32>,
     limit: usize,
-    copies: &mut Copies,
     start: Pending,
 ) -> Result<(), AuditFault> {
     let mut next = Some(start);
     while let Some(pending) = next {
-        let known = copies.iter().find(|(target, level, _)| (*target, *level) == (pending.target, pending.level));
+        let known = audit.copies.iter().find(|copy| (copy.guest, copy.level) == (pending.target, pending.level));
         let origin = match known {
-            Some((.., origin)) => *origin,
+            Some(copy) => copy.start,
             None => {
-                let origin = copy(audit, source, &pending, arena, limit)?;
-                let full = fault(arena, origin as usize, Reason::TooManyBatches);
-                copies.try_push((pending.target, pending.level, origin)).map_err(|_| full)?;
+                let start = copy(audit, source, &pending, arena, limit)?;
+                let dwords = arena.len() as u32 - start;
+                let copy = BatchCopy { guest: pending.target, level: pending.level, start, dwords };
+                let full = fault(arena, start as usize, Reason::TooManyBatches);
+                audit.copies.try_push(copy).map_err(|_| full)?;
                 audit.summary.batches += 1;
-                origin
+                start
             }
         };
         lead(audit, &pending, GgttAddr(base.0.wrapping_add(origin * 4)), arena)?;

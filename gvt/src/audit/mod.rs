@@ -17,9 +17,10 @@ pub(crate) mod bench;
 #[cfg(test)]
 mod tests;
 
-pub use batch::Source;
+pub use batch::{BatchCopy, Source, Target};
 pub use registers::ContextRegisters;
 pub(crate) use registers::may_open;
+pub use walk::Level;
 
 use crate::gtt::Partition;
 use alloc::vec::Vec;
@@ -32,7 +33,7 @@ use table::Tables;
 use walk::{Progress, Stream};
 
 /// Batches copied in one submission.
-const MANY: usize = 64;
+pub(crate) const MANY: usize = 64;
 
 /// Why a submission is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,6 +159,7 @@ pub struct Audit<'a> {
     pending: ArrayVec<Pending, MANY>,
     /// Batch starts in the ring: dword of the header, where the copy lies.
     patches: ArrayVec<(u32, GgttAddr), MANY>,
+    copies: ArrayVec<BatchCopy, MANY>,
     dropped: Option<&'a mut dyn FnMut(u32, u32)>,
 }
 
@@ -172,6 +174,7 @@ impl<'a> Audit<'a> {
             summary: Summary::default(),
             pending: ArrayVec::new(),
             patches: ArrayVec::new(),
+            copies: ArrayVec::new(),
             dropped: None,
         }
     }
@@ -260,6 +263,11 @@ impl<'a> Audit<'a> {
                 walk::redirect(start, *target);
             }
         }
+    }
+
+    /// The batches that were copied.
+    pub fn copies(&self) -> &[BatchCopy] {
+        &self.copies
     }
 
     /// What was seen so far.

@@ -9,8 +9,10 @@ use gvt_defs::{Engine, GgttAddr, mi};
 
 /// Whether a batch was started from the ring or from another batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Level {
+pub enum Level {
+    /// From the ring.
     First,
+    /// From a batch, to which it returns.
     Second,
 }
 

@@ -15,7 +15,10 @@ use crate::host::{Host, NoFrame, VmId};
 use crate::hw::Hw;
 use crate::units::Work as Priced;
 use crate::vgpu::Vgpu;
-use crate::vgpu::context::{IMAGE_PAGES, Redirect, RingPart, ShadowContext, build_ring_part};
+use crate::vgpu::context::{
+    IMAGE_PAGES, Redirect, Resume, RingPart, ShadowContext, build_ring_part, resume_ring_part, ring_head,
+};
+use crate::vgpu::copies::Copies;
 use crate::vgpu::execlist::{Again, Fit, Place, SLOTS, Work};
 use arrayvec::ArrayVec;
 use copy::Copied;
@@ -69,6 +72,9 @@ pub(super) fn flush_owned<W: Hw>(gpu: &mut Gpu<W>, vgpu: &mut Vgpu, index: usize
     vgpu.gtt.ppgtt.flushed(host, generation);
 }
 
+/// The ring part of an image as the hardware left it.
+type OwnRingPart = [u32; RING_CONTEXT_DWORDS];
+
 /// All that preparing a context needs.
 pub(super) struct Desk<'a, W> {
     pub(super) gpu: &'a mut Gpu<W>,
@@ -80,11 +86,15 @@ pub(super) struct Desk<'a, W> {
     pub(super) engine: Engine,
 }
 
-/// Whether another try follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Attempt {
-    First,
-    Last,
+/// Which contexts are kept when room is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Keep {
+    /// Those that run, wait, or ran last.
+    Busy,
+    /// And those that left inside a copy, which only there can go on.
+    HalfDone,
+    /// And the others.
+    All,
 }
 
 impl<W: Hw> Desk<'_, W> {
@@ -105,35 +115,40 @@ impl<W: Hw> Desk<'_, W> {
         if !self.vgpu.partition.holds(part.start, part.bytes) {
             return Err(Refusal::Malformed("its ring lies outside the vGPU's graphics memory"));
         }
+        let own = self.half_done(lrca, &part)?;
         let slot = self.take_slot(lrca, &mut page)?;
         self.fit_ring(slot, &part)?;
-        let (pin, copied) = self.build(slot, &part)?;
+        let (pin, copied) = self.build(slot, &part, own.as_ref())?;
         self.vgpu.engines.get_mut(self.engine).preparing = None;
         let again = copied.resume.map(Again::At);
-        let (head, tail) = (part.head, copied.tail);
+        let (head, tail) = (own.map_or(part.head, |own| ring_head(&own)), copied.tail);
         let work = Work { slot, pin, head, tail, place: Place::Waiting, resubmit: false, again };
         self.vgpu.engines.get_mut(self.engine).work = Some(work);
         Ok(())
     }
 
-    /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
-    fn build(&mut self, slot: usize, part: &RingPart) -> Result<(Pin, Copied), Refusal> {
-        if let Some(shadow) = self.slot_mut(slot) {
-            shadow.arena_used = 0;
+    /// The ring part, as the hardware left it, of a context that goes on inside a copy. None of the guest's is used of
+    /// that, and all must be as it was shown.
+    fn half_done(&mut self, lrca: GgttAddr, part: &RingPart) -> Result<Option<OwnRingPart>, Refusal> {
+        let Resume::Copy(batches) = part.resume else { return Ok(None) };
+        let slots = &self.vgpu.engines.get(self.engine).slots;
+        let slot = slots.iter().flatten().find(|slot| slot.lrca == lrca && slot.half_done.is_some());
+        let slot = slot.ok_or(Refusal::Malformed("it resumes inside a batch of which there is no copy"))?;
+        if slot.half_done != Some(batches) || slot.guest_ring != (part.start, part.bytes) {
+            return Err(Refusal::Malformed("it resumes inside a copied batch elsewhere than where it left"));
         }
+        let mut own = [0; RING_CONTEXT_DWORDS];
+        slot.image.read(self.host, context::REGISTER_PAGE, &mut own);
+        Ok(Some(own))
+    }
+
+    /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
+    fn build(&mut self, slot: usize, part: &RingPart, own: Option<&OwnRingPart>) -> Result<(Pin, Copied), Refusal> {
         let (root, pin) = self.acquire(part.pml4);
-        let built = self.copy_ring(slot, part.pml4, (part.head, part.tail)).and_then(|copied| {
-            let buffers = self.copy_buffers(slot, part)?;
-            let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
-            let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
-            let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
-            let mut page = [0u32; RING_CONTEXT_DWORDS];
-            shadow.image.read(self.host, context::REGISTER_PAGE, &mut page);
-            let part = RingPart { tail: copied.tail, ..*part };
-            build_ring_part(self.engine, &part, to, &mut page);
-            shadow.image.write(self.host, context::REGISTER_PAGE, &page);
-            Ok(copied)
-        });
+        let built = match own {
+            Some(own) => self.go_on(slot, part, own, root),
+            None => self.begin(slot, part, root),
+        };
         match built {
             Ok(copied) => Ok((pin, copied)),
             Err(refusal) => {
@@ -143,17 +158,48 @@ impl<W: Hw> Desk<'_, W> {
         }
     }
 
+    /// A context as the guest's image says.
+    fn begin(&mut self, slot: usize, part: &RingPart, root: Hpa) -> Result<Copied, Refusal> {
+        if let Some(shadow) = self.slot_mut(slot) {
+            shadow.half_done = None;
+            shadow.arena_used = 0;
+            shadow.copies.clear();
+        }
+        let copied = self.copy_ring(slot, part.pml4, (part.head, part.tail))?;
+        let buffers = self.copy_buffers(slot, part)?;
+        let shadow = self.vgpu.engines.get(self.engine).slot(slot).ok_or(Refusal::NoRoom)?;
+        let ring = shadow.ring.as_ref().ok_or(Refusal::NoRoom)?.ggtt();
+        let to = Redirect { ring, root, per_context: buffers.per_context, indirect: buffers.indirect };
+        let mut page = [0u32; RING_CONTEXT_DWORDS];
+        shadow.image.read(self.host, context::REGISTER_PAGE, &mut page);
+        let part = RingPart { tail: copied.tail, ..*part };
+        build_ring_part(self.engine, &part, to, &mut page);
+        shadow.image.write(self.host, context::REGISTER_PAGE, &page);
+        Ok(copied)
+    }
+
+    /// A context that goes on inside a copy: the arena stays, and what is new of the ring gets room behind that.
+    fn go_on(&mut self, slot: usize, part: &RingPart, own: &OwnRingPart, root: Hpa) -> Result<Copied, Refusal> {
+        let copied = self.copy_ring_beside(slot, part.pml4, (ring_head(own), part.tail))?;
+        let shadow = self.vgpu.engines.get_mut(self.engine).slot_mut(slot).ok_or(Refusal::NoRoom)?;
+        let mut page = [0u32; RING_CONTEXT_DWORDS];
+        shadow.image.read(self.host, context::REGISTER_PAGE, &mut page);
+        resume_ring_part(own, copied.tail, root, &mut page);
+        shadow.image.write(self.host, context::REGISTER_PAGE, &page);
+        // The hardware may write the image from now on.
+        shadow.half_done = None;
+        Ok(copied)
+    }
+
     /// Takes pages of the mediator's space within the vGPU's share; contexts that nobody needs make room.
     fn alloc(&mut self, pages: u32) -> Result<Block, NoFrame> {
-        for attempt in [Attempt::First, Attempt::Last] {
+        for keep in [Keep::All, Keep::HalfDone, Keep::Busy] {
+            self.drop_slots(keep);
             if self.vgpu.pool_pages + pages <= POOL_SHARE
                 && let Ok(block) = self.gpu.pool.alloc(self.host, &mut self.gpu.hw, pages)
             {
                 self.vgpu.pool_pages += pages;
                 return Ok(block);
-            }
-            if attempt == Attempt::First {
-                self.drop_idle_slots();
             }
         }
         Err(NoFrame)
@@ -164,13 +210,14 @@ impl<W: Hw> Desk<'_, W> {
         self.gpu.pool.free(self.host, &mut self.gpu.hw, block);
     }
 
-    /// Frees the shadows of contexts that neither run, nor wait, nor ran last.
-    fn drop_idle_slots(&mut self) {
-        for engine in Engine::ALL {
+    /// Frees the shadows of contexts that are not to be kept.
+    fn drop_slots(&mut self, keep: Keep) {
+        for engine in Engine::ALL.into_iter().filter(|_| keep != Keep::All) {
             let virt = self.vgpu.engines.get_mut(engine);
             let busy = [virt.last, virt.work.as_ref().map(|work| work.slot), virt.preparing];
             let idle = virt.slots.iter_mut().enumerate().filter(|(index, _)| !busy.contains(&Some(*index)));
-            let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take()).collect();
+            let goes = |slot: &mut ShadowContext| keep == Keep::Busy || slot.half_done.is_none();
+            let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take_if(goes)).collect();
             for slot in freed {
                 [Some(slot.image), slot.ring, slot.arena].into_iter().flatten().for_each(|block| self.free(block));
             }
@@ -242,7 +289,10 @@ impl<W: Hw> Desk<'_, W> {
         let virt = self.vgpu.engines.get_mut(self.engine);
         let clock = virt.clock;
         let slot = virt.slot_mut(index).ok_or(Refusal::NoRoom)?;
-        slot.lrca = lrca;
+        if slot.lrca != lrca {
+            slot.lrca = lrca;
+            slot.half_done = None;
+        }
         slot.used = clock;
         slot.stamp = None;
         slot.newer = false;
@@ -269,7 +319,9 @@ impl<W: Hw> Desk<'_, W> {
         let Gpu { hw, pool, .. } = &mut *self.gpu;
         let Vgpu { engines, vm, stats, .. } = &mut *self.vgpu;
         let Some(slot) = engines.get_mut(self.engine).slot_mut(index) else { return Ok(()) };
-        slot.image.write(self.host, context::REGISTER_PAGE, &self.scratch.image);
+        // The ring part is never the guest's: it may be what a context that is half done goes on by.
+        let (ring_part, engine_part) = self.scratch.image.split_at(RING_CONTEXT_DWORDS.min(self.scratch.image.len()));
+        slot.put_engine_part(self.host, ring_part, engine_part);
         stats.image_bytes_in += 4 * self.scratch.image.len() as u64;
         slot.pages = pages;
         if let Some(status) = slot.pages.first().copied() {
@@ -379,6 +431,8 @@ impl ShadowContext {
             ring: None,
             arena: None,
             arena_used: 0,
+            copies: Copies::new(),
+            half_done: None,
             pages: ArrayVec::new(),
             stamp: None,
             guest_ring: (GgttAddr(0), 0),

@@ -2,6 +2,7 @@
 
 use super::access::{Piece, merge};
 use super::{Gvt, ResetKind};
+use crate::audit::Target;
 use crate::gpu::switch;
 use crate::gtt::Partition;
 use crate::host::Host;
@@ -75,12 +76,17 @@ impl<W: Hw> Gvt<W> {
             ring::TAIL => virt.work.as_ref().map_or(0, |work| work.tail),
             _ if !on_hardware => vgpu.file.get(offset),
             ring::ACTHD | ring::ACTHD_UDW => {
-                let at = self.gpu.hw.read(engine.base() + ring::ACTHD);
-                match at.wrapping_sub(shadow.0) {
-                    _ if local == ring::ACTHD_UDW => self.gpu.hw.read(offset),
-                    inside if inside < bytes => start.0.wrapping_add(inside),
-                    _ => at,
-                }
+                let [low, high] = [ring::ACTHD, ring::ACTHD_UDW].map(|at| self.gpu.hw.read(engine.base() + at));
+                let at = u64::from(high) << 32 | u64::from(low);
+                let shown = match at.wrapping_sub(u64::from(shadow.0)) {
+                    inside if inside < u64::from(bytes) => u64::from(start.0) + inside,
+                    _ => match slot.guest_address(at & !3) {
+                        Some(Target::Global(at)) => u64::from(at.0),
+                        Some(Target::Process(at)) => at.0,
+                        None => at,
+                    },
+                };
+                if local == ring::ACTHD { shown as u32 } else { (shown >> 32) as u32 }
             }
             _ => self.gpu.hw.read(offset),
         }

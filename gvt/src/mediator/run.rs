@@ -1,5 +1,6 @@
 //! Engines at work: what the hardware reports, who runs next, who has had enough.
 
+use super::desk::distance;
 use super::wash::Washed;
 use super::{Gvt, VGPUS};
 use crate::gpu::engine::{Ask, Event, Health, PhysEngine, Run, Sent, context_tag};
@@ -139,7 +140,7 @@ impl<W: Hw> Gvt<W> {
         let vm = vgpu.vm;
         let virt = vgpu.engines.get_mut(engine);
         let Some(work) = virt.work.take() else { return };
-        if let Some(shadow) = virt.slot(work.slot) {
+        if let Some(shadow) = virt.slot_mut(work.slot) {
             shadow.write_back_ring(host, vm);
             if let Some(Again::At(head)) = work.again {
                 shadow.set_guest_head(host, vm, head);
@@ -176,8 +177,15 @@ impl<W: Hw> Gvt<W> {
         let Some(pending) = virt.pending.take() else { return };
         let id = virt.active.map_or(0, |active| active.current().id());
         if let Some(work) = virt.work.take() {
-            if let Some(shadow) = virt.slots.get_mut(work.slot).and_then(Option::as_mut) {
+            if let Some(shadow) = virt.slot_mut(work.slot) {
+                let (_, bytes) = shadow.guest_ring;
                 shadow.write_back_ring(host, vm);
+                if let Some(Again::At(at)) = work.again
+                    && distance(at, work.head, bytes) <= distance(at, work.tail, bytes)
+                {
+                    // It stopped among the no-ops that are ours.
+                    shadow.set_guest_head(host, vm, at);
+                }
                 shadow.write_back_engine(host, vm, &mut vgpu.stats);
             }
             vgpu.gtt.ppgtt.release(host, work.pin);

@@ -1,5 +1,7 @@
 //! A shadow context: the mediator's copy of a guest's context image and ring, which is what the GPU runs.
 
+use super::copies::Copies;
+use crate::audit::Target;
 use crate::gpu::parking::{Restore, control, template};
 use crate::gpu::pool::Block;
 use crate::gtt::Stamp;
@@ -27,6 +29,11 @@ pub(crate) struct ShadowContext {
     pub(crate) arena: Option<Block>,
     /// Bytes of the arena in use.
     pub(crate) arena_used: u32,
+    /// What of the guest's lies in it.
+    pub(crate) copies: Copies,
+    /// It left inside a copy, and this is what the guest was shown of where that is. What lies in the arena, and the ring
+    /// part of the image, are as the hardware left them.
+    pub(crate) half_done: Option<Batches>,
     /// Where the guest's image lies, page by page, as of the last full copy.
     pub(crate) pages: ArrayVec<Gpa, IMAGE_PAGES>,
     /// The page tables under the image had this age then.
@@ -49,10 +56,24 @@ pub(crate) struct RingPart {
     pub(crate) pml4: Gpa,
     pub(crate) restore: Restore,
     pub(crate) timestamp: u32,
-    pub(crate) batch: [u32; 6],
+    pub(crate) resume: Resume,
     pub(crate) per_context: u32,
     pub(crate) indirect: u32,
     pub(crate) indirect_offset: u32,
+}
+
+/// The registers of an image that say where in which batches a context is.
+pub(crate) type Batches = [u32; 6];
+
+/// Where a context goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Resume {
+    /// In the ring.
+    Ring,
+    /// In a batch that the hardware runs where the guest has it.
+    Batch(Batches),
+    /// In a batch that only a copy of may run.
+    Copy(Batches),
 }
 
 const BATCH: [usize; 6] =
@@ -85,17 +106,6 @@ impl RingPart {
         if head >= bytes || tail >= bytes || !start.is_multiple_of(4096) {
             return Err("its ring pointers are outside the ring");
         }
-        let [upper, first, state, second_upper, second, second_state] = BATCH.map(|index| at(page, index));
-        // The hardware resumes unprivileged only: a state that says otherwise is forged, or of a copy of ours.
-        let audited = |addr: u32, state: u32| {
-            addr & ring::BB_ADDR_VALID == 0 || (state & ring::BB_STATE_PPGTT != 0 && engine != Engine::Bcs)
-        };
-        if !audited(first, state) || !audited(second, second_state) {
-            return Err("it resumes inside a batch that was not audited");
-        }
-        let inside = first & ring::BB_ADDR_VALID != 0;
-        let [state, second_state] = [state, second_state].map(|state| state & ring::BB_STATE_PPGTT);
-        let batch = [upper, first, state, second_upper, second, second_state];
         let pml4 = u64::from(at(page, value::PDP0_UDW)) << 32 | u64::from(at(page, value::PDP0_LDW));
         let control = at(page, value::CTX_CONTROL);
         let inhibited = control & (control >> 16) & ring::CTX_RESTORE_INHIBIT != 0;
@@ -107,11 +117,29 @@ impl RingPart {
             pml4: Gpa(pml4 & !0xFFF),
             restore: if inhibited { Restore::Inhibited } else { Restore::Normal },
             timestamp: at(page, value::CTX_TIMESTAMP),
-            batch: if inside { batch } else { [0; 6] },
+            resume: Resume::parse(engine, BATCH.map(|index| at(page, index))),
             per_context: at(page, value::BB_PER_CTX_PTR),
             indirect: at(page, value::INDIRECT_CTX),
             indirect_offset: at(page, value::INDIRECT_CTX_OFFSET),
         })
+    }
+}
+
+impl Resume {
+    fn parse(engine: Engine, batches: Batches) -> Self {
+        let [upper, first, state, second_upper, second, second_state] = batches;
+        // The hardware resumes unprivileged only: a state that says otherwise is forged, or of a copy of ours.
+        let audited = |addr: u32, state: u32| {
+            addr & ring::BB_ADDR_VALID == 0 || (state & ring::BB_STATE_PPGTT != 0 && engine != Engine::Bcs)
+        };
+        if !audited(first, state) || !audited(second, second_state) {
+            return Self::Copy(batches);
+        }
+        if first & ring::BB_ADDR_VALID == 0 {
+            return Self::Ring;
+        }
+        let [state, second_state] = [state, second_state].map(|state| state & ring::BB_STATE_PPGTT);
+        Self::Batch([upper, first, state, second_upper, second, second_state])
     }
 }
 
@@ -148,9 +176,36 @@ pub(crate) fn build_ring_part(engine: Engine, part: &RingPart, to: Redirect, pag
     ] {
         put(page, index, dword);
     }
-    for (index, dword) in BATCH.into_iter().zip(part.batch) {
+    // Who goes on inside a copy does so by an image of ours.
+    let batches = if let Resume::Batch(batches) = part.resume { batches } else { [0; 6] };
+    for (index, dword) in BATCH.into_iter().zip(batches) {
         put(page, index, dword);
     }
+}
+
+/// Writes the ring part of a shadow's register page for a context that goes on inside a copy: as the hardware left it,
+/// `own`, but for the tail and the page tables.
+pub(crate) fn resume_ring_part(own: &[u32; RING_CONTEXT_DWORDS], tail: u32, root: Hpa, page: &mut [u32]) {
+    for (index, (slot, dword)) in page.iter_mut().zip(own).enumerate() {
+        if index != FIRST_ENGINE_VALUE {
+            *slot = *dword;
+        }
+    }
+    for (index, dword) in
+        [(value::RING_TAIL, tail), (value::PDP0_UDW, (root.0 >> 32) as u32), (value::PDP0_LDW, root.0 as u32)]
+    {
+        put(page, index, dword);
+    }
+}
+
+/// The head that a ring part says.
+pub(crate) fn ring_head(page: &[u32]) -> u32 {
+    at(page, value::RING_HEAD) & ring::HEAD_ADDR_MASK
+}
+
+/// Whether a ring part is of a context inside a copy: only copies run with privilege.
+fn is_in_copy(page: &[u32]) -> bool {
+    at(page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0 && at(page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0
 }
 
 /// How a context left the hardware.
@@ -190,12 +245,10 @@ impl ShadowContext {
     pub(crate) fn left(&self, host: &mut dyn Host) -> Left {
         let mut page = [0u32; RING_CONTEXT_DWORDS];
         self.image.read(host, context::REGISTER_PAGE, &mut page);
-        let in_batch = at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0;
         Left {
-            head: at(&page, value::RING_HEAD) & ring::HEAD_ADDR_MASK,
-            in_batch,
-            // Only copies run with privilege: `RingPart::parse` takes nothing else from a guest.
-            in_copy: in_batch && at(&page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0,
+            head: ring_head(&page),
+            in_batch: at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0,
+            in_copy: is_in_copy(&page),
             clock: at(&page, value::CTX_TIMESTAMP),
         }
     }
@@ -214,9 +267,11 @@ impl ShadowContext {
     }
 
     /// Copies the ring part back into the guest's image, in the guest's terms. TAIL is the guest's own.
-    pub(crate) fn write_back_ring(&self, host: &mut dyn Host, vm: VmId) {
+    pub(crate) fn write_back_ring(&mut self, host: &mut dyn Host, vm: VmId) {
         let mut page = [0u32; RING_CONTEXT_DWORDS];
         self.image.read(host, context::REGISTER_PAGE, &mut page);
+        let shown = self.shown(&page);
+        self.half_done = is_in_copy(&page).then_some(shown);
         let Some(guest) = self.pages.get(1) else { return };
         let mut write = |index: usize, dword: u32| {
             // A page that is no longer RAM is the guest's loss.
@@ -225,11 +280,46 @@ impl ShadowContext {
         for index in [value::CTX_CONTROL, value::RING_HEAD, value::CTX_TIMESTAMP] {
             write(index, at(&page, index));
         }
-        let privileged = at(&page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0;
-        for index in BATCH {
-            // Inside a copy of a privileged batch there is no address in the guest's terms.
-            write(index, if privileged { 0 } else { at(&page, index) });
+        for (index, dword) in BATCH.into_iter().zip(shown) {
+            write(index, dword);
         }
+    }
+
+    /// Where in which batches a ring part is, in the guest's terms.
+    fn shown(&self, page: &[u32]) -> Batches {
+        let show = |upper: u32, low: u32, state: u32| {
+            if low & ring::BB_ADDR_VALID == 0 {
+                return [0; 3];
+            }
+            if state & ring::BB_STATE_PPGTT != 0 {
+                return [upper, low, state];
+            }
+            let (at, space) = match self.guest_address(u64::from(low & !3)) {
+                Some(Target::Global(at)) => (u64::from(at.0), 0),
+                Some(Target::Process(at)) => (at.0, ring::BB_STATE_PPGTT),
+                // Never seen: not even then is it forgotten that there is a batch to go on with.
+                None => (0, 0),
+            };
+            [(at >> 32) as u32, at as u32 | ring::BB_ADDR_VALID, state | space]
+        };
+        let [upper, first, state, second_upper, second, second_state] = BATCH.map(|index| at(page, index));
+        let ([a, b, c], [d, e, f]) = (show(upper, first, state), show(second_upper, second, second_state));
+        [a, b, c, d, e, f]
+    }
+
+    /// What the guest has for an address inside a copy.
+    pub(crate) fn guest_address(&self, at: u64) -> Option<Target> {
+        let arena = self.arena.as_ref()?;
+        let offset = at.checked_sub(u64::from(arena.ggtt().0)).filter(|offset| *offset < u64::from(arena.bytes()))?;
+        self.copies.guest(offset as u32)
+    }
+
+    /// Takes the engine state of an image: the register page from the ring part on, and what follows it. Of the ring
+    /// part only the one value that is engine state.
+    pub(crate) fn put_engine_part(&self, host: &mut dyn Host, ring_part: &[u32], engine_part: &[u32]) {
+        let place = |dword: usize| context::REGISTER_PAGE + 4 * dword as u32;
+        self.image.write(host, place(FIRST_ENGINE_VALUE), &[at(ring_part, FIRST_ENGINE_VALUE)]);
+        self.image.write(host, place(RING_CONTEXT_DWORDS), engine_part);
     }
 
     /// Sets where the guest's ring goes on.
@@ -288,19 +378,20 @@ mod tests {
     }
 
     #[test]
-    fn forged_resumption_is_refused() {
+    fn forged_resumption_is_known() {
         let mut forged = page();
         forged[value::BB_ADDR] = 0x1000 | ring::BB_ADDR_VALID;
-        assert!(RingPart::parse(Engine::Rcs, &forged).is_err());
+        let is_copy = |engine, page: &[u32]| matches!(RingPart::parse(engine, page).unwrap().resume, Resume::Copy(_));
+        assert!(is_copy(Engine::Rcs, &forged));
         forged[value::BB_STATE] = u32::MAX;
-        let part = RingPart::parse(Engine::Rcs, &forged).unwrap();
-        assert_eq!(part.batch[2], ring::BB_STATE_PPGTT);
-        assert!(RingPart::parse(Engine::Bcs, &forged).is_err());
+        let Resume::Batch(batches) = RingPart::parse(Engine::Rcs, &forged).unwrap().resume else { panic!() };
+        assert_eq!(batches[2], ring::BB_STATE_PPGTT);
+        assert!(is_copy(Engine::Bcs, &forged));
         // A second level that is privileged inside a first level that is not.
         forged[value::SBB_ADDR] = 0x1000 | ring::BB_ADDR_VALID;
-        assert!(RingPart::parse(Engine::Rcs, &forged).is_err());
+        assert!(is_copy(Engine::Rcs, &forged));
         forged[value::SBB_STATE] = ring::BB_STATE_PPGTT;
-        assert!(RingPart::parse(Engine::Rcs, &forged).is_ok());
+        assert!(!is_copy(Engine::Rcs, &forged));
     }
 
     #[test]

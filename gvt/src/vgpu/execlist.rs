@@ -201,7 +201,8 @@ impl VirtEngine {
             .iter()
             .enumerate()
             .filter(|(index, _)| Some(*index) != busy)
-            .min_by_key(|(_, slot)| slot.as_ref().map_or(0, |slot| slot.used));
+            // One that is half done cannot go on elsewhere.
+            .min_by_key(|(_, slot)| slot.as_ref().map_or((false, 0), |slot| (slot.half_done.is_some(), slot.used)));
         (oldest.map_or(0, |(index, _)| index), Fit::Other)
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod config_space;
 pub(crate) mod context;
+pub(crate) mod copies;
 pub(crate) mod execlist;
 pub(crate) mod irq;
 pub(crate) mod pvinfo;

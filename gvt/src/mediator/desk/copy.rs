@@ -67,6 +67,22 @@ impl<W: Hw> Desk<'_, W> {
         done
     }
 
+    /// The same for a context that is inside a copy and not on the hardware. Where there is no room beside what lies in
+    /// the arena, that goes on first, and what of the ring follows it is taken when it is done.
+    pub(super) fn copy_ring_beside(&mut self, slot: usize, pml4: Gpa, span: (u32, u32)) -> Result<Copied, Refusal> {
+        let copied = self.copy_ring(slot, pml4, span);
+        if !matches!(copied, Err(Refusal::NoRoom)) {
+            return copied;
+        }
+        let (head, _) = span;
+        let (_, bytes) = self.slot_mut(slot).ok_or(Refusal::NoRoom)?.guest_ring;
+        // Some no-ops: hardware might not go on with a batch that has no ring behind it.
+        let first = bytes.saturating_sub(head).min(8);
+        self.place_ring(slot, [(head, head + first), (0, 8 - first)], &[gvt_defs::mi::header(gvt_defs::mi::NOOP); 2])?;
+        let (tail, _) = self.end_early(slot, head, 2)?;
+        Ok(Copied { tail, resume: Some(head) })
+    }
+
     /// Ends the shadow ring behind `dwords` dwords from `head` on. Gives the tail, which is aligned to two dwords, and
     /// where the guest's ring goes on.
     pub(super) fn end_early(&mut self, slot: usize, head: u32, dwords: usize) -> Result<(u32, u32), Refusal> {
@@ -134,6 +150,8 @@ impl<W: Hw> Desk<'_, W> {
             let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
             audit.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4)?;
             audit.patch(ring);
+            let shadow = self.vgpu.engines.get_mut(self.engine).slot_mut(slot).ok_or(Refusal::NoRoom)?;
+            shadow.copies.add(shadow.arena_used, audit.copies())?;
             self.keep_arena(slot)?;
         }
         Ok(())

@@ -89,21 +89,19 @@ impl<W: Hw> Desk<'_, W> {
             return Err(Refusal::Malformed("its ring changed while it ran"));
         }
         work.again = None;
-        let (slot, from) = (work.slot, work.tail);
+        let slot = work.slot;
         let Some(shadow) = virt.slot(slot) else { return Ok(()) };
         let left = shadow.left(self.host);
         let part = self.same_ring(slot)?;
-        let copied = match self.copy_ring(slot, part.pml4, (left.head, part.tail)) {
-            Err(Refusal::NoRoom) if !left.in_copy => {
+        let span = (left.head, part.tail);
+        let copied = if left.in_copy {
+            self.copy_ring_beside(slot, part.pml4, span)?
+        } else {
+            match self.copy_ring(slot, part.pml4, span) {
                 // Nothing in the arena is needed but the workaround buffers: all of it anew.
-                return self.start_over(slot, left.head);
+                Err(Refusal::NoRoom) => return self.start_over(slot, left.head),
+                copied => copied?,
             }
-            // No room beside the batch that it stopped in. What was submitted before goes on, and then the rest.
-            Err(Refusal::NoRoom) if part.tail == from => {
-                self.wait(Again::AtHead);
-                return Ok(());
-            }
-            copied => copied?,
         };
         if let Some(work) = &mut self.vgpu.engines.get_mut(self.engine).work {
             work.head = left.head;
@@ -117,7 +115,7 @@ impl<W: Hw> Desk<'_, W> {
         let vm = self.vgpu.vm;
         let virt = self.vgpu.engines.get_mut(self.engine);
         let Some(active) = virt.active else { return Ok(()) };
-        if let Some(shadow) = virt.slot(slot) {
+        if let Some(shadow) = virt.slot_mut(slot) {
             shadow.write_back_ring(self.host, vm);
             shadow.set_guest_head(self.host, vm, head);
         }
