@@ -303,6 +303,16 @@ fn masked(table: &[u16], index: u32, header: u32) -> Option<u32> {
     }
 }
 
+/// An MI command by its opcode, for constants.
+#[allow(clippy::indexing_slicing, reason = "runs in the compiler")]
+pub const fn mi_entry(opcode: u32) -> Command {
+    let mut i = 0;
+    while MI[i].opcode != opcode {
+        i += 1;
+    }
+    MI[i]
+}
+
 /// The MI command with this header.
 pub fn mi_command(header: u32) -> Option<&'static Command> {
     MI_BY_OPCODE.get(mi::opcode(header) as usize).copied().flatten()

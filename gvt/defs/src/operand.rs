@@ -54,6 +54,7 @@ impl Flag {
     }
 
     /// Its bits in dword `at`.
+    #[inline]
     const fn bits_in(self, at: u8) -> u32 {
         if self.dword == at { self.mask } else { 0 }
     }
@@ -89,6 +90,7 @@ pub enum Bytes {
 
 impl Bytes {
     /// For a command of so many dwords that begins with `header`.
+    #[inline]
     pub const fn of(self, header: u32, dwords: u32) -> u32 {
         match self {
             Self::Most(bytes) => bytes,
@@ -148,6 +150,7 @@ impl Memory {
     }
 
     /// The address that a command gives, without what is no part of it.
+    #[inline]
     pub fn address(&self, command: &[u32]) -> u64 {
         let wide = |at| u64::from(dword(command, at + 1)) << 32 | u64::from(dword(command, at) & self.mask);
         match self.given {
@@ -158,6 +161,7 @@ impl Memory {
     }
 
     /// Clears the bits beside an address that say nothing here.
+    #[inline]
     pub fn tidy(&self, command: &mut [u32]) {
         if let Given::Wide(at) | Given::Narrow(at) = self.given
             && let Some(dword) = command.get_mut(usize::from(at))
@@ -176,6 +180,7 @@ impl Memory {
     }
 
     /// Whether so many bytes from an offset on lie in a status page.
+    #[inline]
     pub const fn in_status_page(offset: u64, bytes: u32) -> bool {
         offset < PAGE_SIZE && offset + bytes as u64 <= PAGE_SIZE
     }
@@ -208,6 +213,7 @@ impl Register {
     }
 
     /// Its offset.
+    #[inline]
     pub fn offset(&self, command: &[u32]) -> u32 {
         dword(command, self.dword) & self.mask
     }

@@ -16,6 +16,10 @@ const RELATIVE: u32 = 7 << 17;
 /// PIPE_CONTROL: Global Snapshot Count Reset.
 const GLOBAL_SNAPSHOT_RESET: u32 = 1 << 19;
 
+/// The two that drivers emit by the thousand have their lines of the table here as constants.
+const LOAD: Command = command::mi_entry(mi::LOAD_REGISTER_IMM);
+const PIPE: Command = command::PIPE_CONTROL;
+
 impl Audit<'_> {
     /// Judges a command in which memory or registers are named.
     pub(super) fn named(&mut self, kind: Kind, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
@@ -29,11 +33,9 @@ impl Audit<'_> {
         match kind {
             Kind::ConditionalBatchEnd if !matches!(stream, Stream::Batch(..) | Stream::User(..)) => Ok(Blank),
             Kind::SemaphoreWait => self.semaphore_wait(facts, command, stream),
-            Kind::LoadRegisterImmediate => self.load_register_immediate(facts, command, stream),
             Kind::StoreRegisterMemory => self.store_register_memory(facts, command, stream),
             Kind::LoadRegisterMemory => self.load_register_memory(facts, command, stream),
             Kind::LoadRegisterRegister => self.load_register_register(facts, command, stream),
-            Kind::PipeControl => self.pipe_control(facts, command, stream),
             Kind::FlushDw => self.flush_dw(facts, command, stream),
             _ => self.memory(facts, command, stream),
         }
@@ -51,12 +53,23 @@ impl Audit<'_> {
     }
 
     /// An access to memory. An unprivileged batch's global access is a no-op, as the hardware has it.
+    #[inline(always)]
     fn access(&self, operand: &Memory, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
         if operand.unused.of(command) {
             return Ok(Keep);
         }
         // Bits that are neither address nor flag mean an offset by engine core, or another space, on other parts.
         operand.tidy(command);
+        let (global, index) = (operand.global.of(command), operand.index.of(command));
+        if !global && !index {
+            return Ok(Keep);
+        }
+        self.reach(operand, command, stream)
+    }
+
+    /// An access that leaves the space of the process.
+    #[inline(never)]
+    fn reach(&self, operand: &Memory, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
         let header = command.first().copied().unwrap_or(0);
         let (address, bytes) = (operand.address(command), operand.bytes.of(header, command.len() as u32));
         let (global, index) = (operand.global.of(command), operand.index.of(command));
@@ -109,14 +122,15 @@ impl Audit<'_> {
         }
     }
 
-    fn load_register_immediate(
+    pub(super) fn load_register_immediate(
         &mut self,
-        facts: &Command,
         command: &mut [u32],
         stream: Stream<'_>,
     ) -> Result<Verdict, Reason> {
         let engine = self.engine;
-        let [first] = facts.registers else { return Err(Reason::Length) };
+        let ([first], true) = (LOAD.registers, LOAD.forms.allow(command.len() as u32)) else {
+            return Err(Reason::Length);
+        };
         clear(command, 0, RELATIVE);
         let pairs = command.get_mut(usize::from(first.dword)..).unwrap_or_default();
         let (pairs, []) = pairs.as_chunks_mut::<{ command::LOADED }>() else {
@@ -215,8 +229,10 @@ impl Audit<'_> {
         Ok(verdict)
     }
 
-    fn pipe_control(&mut self, facts: &Command, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
-        let [register] = facts.registers else { return Err(Reason::Length) };
+    pub(super) fn pipe_control(&mut self, command: &mut [u32], stream: Stream<'_>) -> Result<Verdict, Reason> {
+        let ([memory], [register], true) = (PIPE.memory, PIPE.registers, PIPE.forms.allow(command.len() as u32)) else {
+            return Err(Reason::Length);
+        };
         // Resets counters and the timestamp that all share.
         clear(command, 1, GLOBAL_SNAPSHOT_RESET);
         if !register.unused.of(command) {
@@ -226,7 +242,7 @@ impl Audit<'_> {
                 clear(command, 1, pipe_control::LRI_POST_SYNC);
             }
         }
-        let verdict = self.memory(facts, command, stream)?;
+        let verdict = self.access(memory, command, stream)?;
         self.summary.notifies += u32::from(command.get(1).is_some_and(|flags| flags & pipe_control::NOTIFY != 0));
         Ok(verdict)
     }

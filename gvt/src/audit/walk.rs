@@ -139,6 +139,8 @@ impl Audit<'_> {
             Kind::Arbitration => Ok(arbitration(command, stream)),
             Kind::BatchEnd => Ok(batch_end(stream)),
             Kind::BatchStart => self.batch_start(command, at, stream),
+            Kind::LoadRegisterImmediate => self.load_register_immediate(command, stream),
+            Kind::PipeControl => self.pipe_control(command, stream),
             kind => self.named(kind, command, stream),
         }
     }
