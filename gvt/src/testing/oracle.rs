@@ -77,6 +77,8 @@ fn access(host: &mut FakeHost, owner: Option<VmId>, purpose: Purpose, written: b
         }
         (Purpose::Image, Some(taken)) => taken.owner == Owner::Mediator && taken.claim(owner),
         (Purpose::Fetch, Some(taken)) if taken.owner == Owner::Mediator => !written && taken.claim(owner),
+        // Prism's own contexts in its own frames: the wash stores how far it came.
+        (Purpose::Data, Some(taken)) if owner.is_none() => taken.owner == Owner::Mediator && taken.claim(owner),
         // The VM's own page for what is not mapped.
         (Purpose::Fetch | Purpose::Data, Some(taken)) => {
             owner.is_some_and(|vm| taken.owner == Owner::Vm(vm)) && !taken.table

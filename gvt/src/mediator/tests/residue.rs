@@ -209,9 +209,10 @@ fn a_ring_that_has_gone_round_does_not_pass_for_a_wash() {
 fn a_wash_that_never_ends_is_reset() {
     let mut rig = Rig::new();
     assert!(rig.draw(0) && rig.draw_later(0));
-    // It waits for a dword that never changes.
+    // It waits for a dword of its own that never changes.
+    let own = rig.m.gvt.gpu.engines.get_mut(Engine::Rcs).parking().wash().expect("a wash").page().ggtt();
     let wait = mi::with_length(mi::SEMAPHORE_WAIT, 4) | mi::GLOBAL_GTT | mi::SEMAPHORE_POLL;
-    let old: Vec<u32> = (1..).zip([wait, u32::MAX, 0, 0]).map(|(at, dword)| rig.patch(at, dword)).collect();
+    let old: Vec<u32> = (1..).zip([wait, u32::MAX, own.0, 0]).map(|(at, dword)| rig.patch(at, dword)).collect();
     let seqno = rig.d[1].emit(&mut rig.m, &mut rig.c[1], &Driver::batch_start(BATCH));
     rig.d[1].submit(&mut rig.m, &[&rig.c[1]]);
     rig.m.run_for(15_000_000);
