@@ -136,6 +136,12 @@ pub const fn strip(address: u64) -> PpgttAddr {
     PpgttAddr(address & 0xFFFF_FFFF_FFFF)
 }
 
+/// A 48-bit address as commands name it: bits 63:48 are equal to bit 47.
+pub const fn canonical(address: PpgttAddr) -> u64 {
+    ((address.0 << 16) as i64 >> 16) as u64
+}
+
+const _: () = assert!(strip(canonical(PpgttAddr(0xFE80_0000_0040))).0 == 0xFE80_0000_0040);
 const _: () = assert!(PAGE_SIZE == 1 << Level::Pt.shift());
 
 #[cfg(test)]

@@ -26,6 +26,25 @@ pub enum Target {
     Process(PpgttAddr),
 }
 
+/// Where an arena begins in the spaces that its copies run in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bases {
+    /// In the global space, for privileged batches.
+    pub global: GgttAddr,
+    /// In the process space, for batches of processes.
+    pub process: Option<PpgttAddr>,
+}
+
+impl Bases {
+    /// Where a copy runs that begins at a dword of the arena.
+    fn place(self, of: Target, origin: u32) -> Option<Target> {
+        Some(match of {
+            Target::Global(_) => Target::Global(GgttAddr(self.global.0.wrapping_add(4 * origin))),
+            Target::Process(_) => Target::Process(PpgttAddr(self.process?.0.wrapping_add(4 * u64::from(origin)))),
+        })
+    }
+}
+
 /// A batch that was copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchCopy {
@@ -59,13 +78,13 @@ pub(super) struct Pending {
 pub(super) fn copy_all(
     audit: &mut Audit<'_>,
     source: &mut dyn Source,
-    base: GgttAddr,
+    bases: Bases,
     arena: &mut Vec<u32>,
     limit: usize,
 ) -> Result<(), AuditFault> {
     arena.clear();
     for start in core::mem::take(&mut audit.pending) {
-        copy_tree(audit, source, base, arena, limit, start).map_err(|fault| match start.place {
+        copy_tree(audit, source, bases, arena, limit, start).map_err(|fault| match start.place {
             // The ring can be cut before the start that leads to too many.
             Place::Ring(offset) if fault.reason == Reason::TooManyBatches => {
                 AuditFault { offset, part: Part::Ring, ..fault }
@@ -80,7 +99,7 @@ pub(super) fn copy_all(
 fn copy_tree(
     audit: &mut Audit<'_>,
     source: &mut dyn Source,
-    base: GgttAddr,
+    bases: Bases,
     arena: &mut Vec<u32>,
     limit: usize,
     start: Pending,
@@ -100,14 +119,15 @@ fn copy_tree(
                 start
             }
         };
-        lead(audit, &pending, GgttAddr(base.0.wrapping_add(origin * 4)), arena)?;
+        let nowhere = fault(arena, origin as usize, Reason::NoWindow).within(Part::ProcessBatch);
+        lead(audit, &pending, bases.place(pending.target, origin).ok_or(nowhere)?, arena)?;
         next = audit.pending.pop();
     }
     Ok(())
 }
 
 /// Leads the start of a batch to its copy.
-fn lead(audit: &mut Audit<'_>, pending: &Pending, to: GgttAddr, arena: &mut [u32]) -> Result<(), AuditFault> {
+fn lead(audit: &mut Audit<'_>, pending: &Pending, to: Target, arena: &mut [u32]) -> Result<(), AuditFault> {
     match pending.place {
         Place::Arena(at) => redirect(arena.get_mut(at as usize..).unwrap_or_default(), to),
         Place::Ring(at) => {

@@ -2,7 +2,7 @@
 //! `cargo test --release -p gvt audit_cost -- --ignored --nocapture`.
 
 use super::*;
-use gvt_defs::mi;
+use gvt_defs::{GgttAddr, mi};
 use std::time::Instant;
 use std::vec::Vec;
 

@@ -4,7 +4,7 @@
 //!
 //! On RCS, VCS and VECS a process (PPGTT) batch runs unread: the hardware makes its privileged commands no-ops. On
 //! Gen9 the blitter does not police register writes (CVE-2019-0155), so its batches are copied and audited too, and
-//! run from the copy in the global space; what the hardware would make a no-op is made one here.
+//! run as process batches from a copy that they cannot write; what the hardware would make a no-op is made one here.
 
 mod batch;
 mod operands;
@@ -17,7 +17,7 @@ pub(crate) mod bench;
 #[cfg(test)]
 mod tests;
 
-pub use batch::{BatchCopy, Source, Target};
+pub use batch::{Bases, BatchCopy, Source, Target};
 pub use registers::ContextRegisters;
 pub(crate) use registers::may_open;
 pub use walk::Level;
@@ -56,6 +56,8 @@ pub enum Reason {
     TooLong,
     /// A batch lies where the guest has mapped nothing.
     Unmapped,
+    /// The process space has no room for the copy of a batch.
+    NoWindow,
 }
 
 /// A submission that must not run.
@@ -117,6 +119,7 @@ impl fmt::Display for AuditFault {
             Reason::TooManyBatches => "too many privileged batches",
             Reason::TooLong => "batch too long",
             Reason::Unmapped => "batch in unmapped memory",
+            Reason::NoWindow => "no room for copies in the process space",
         };
         write!(f, "{reason}: {:#010x} at dword {:#x} of {}", self.header, self.offset, self.part)?;
         match (self.reason, self.header >> 29) {
@@ -158,7 +161,7 @@ pub struct Audit<'a> {
     summary: Summary,
     pending: ArrayVec<Pending, MANY>,
     /// Batch starts in the ring: dword of the header, where the copy lies.
-    patches: ArrayVec<(u32, GgttAddr), MANY>,
+    patches: ArrayVec<(u32, Target), MANY>,
     copies: ArrayVec<BatchCopy, MANY>,
     dropped: Option<&'a mut dyn FnMut(u32, u32)>,
 }
@@ -239,7 +242,7 @@ impl<'a> Audit<'a> {
     }
 
     /// Copies and audits the batches that are pending, and those that they start in turn. What ends up in `arena`
-    /// (at most `limit` dwords in all) must be written at `base`, and the ring [patched](Self::patch), before it runs.
+    /// (at most `limit` dwords in all) must be written at `bases`, and the ring [patched](Self::patch), before it runs.
     ///
     /// Every distinct start is copied once, so chains that go round end; on the GPU they go round, like any other
     /// endless batch.
@@ -249,11 +252,11 @@ impl<'a> Audit<'a> {
     pub fn copy_batches(
         &mut self,
         source: &mut dyn Source,
-        base: GgttAddr,
+        bases: Bases,
         arena: &mut Vec<u32>,
         limit: usize,
     ) -> Result<(), AuditFault> {
-        batch::copy_all(self, source, base, arena, limit)
+        batch::copy_all(self, source, bases, arena, limit)
     }
 
     /// Leads the ring's batch starts to the copies.

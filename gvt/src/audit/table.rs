@@ -201,6 +201,9 @@ const fn gfx_rules(engine: Engine) -> [Rule; GFX] {
     rules
 }
 
+/// The operands of all of them are addresses of the process space, in rings, privileged batches and process batches alike
+/// (i915 copies and clears by such commands in the ring of a context with page tables: `gt/intel_migrate.c`), where the
+/// page tables say what they reach. So there is nothing to judge but the length.
 static BLT: [Rule; 128] = blt_rules();
 static RENDER_GFX: [Rule; GFX] = gfx_rules(Engine::Rcs);
 static VIDEO_GFX: [Rule; GFX] = gfx_rules(Engine::Vcs0);

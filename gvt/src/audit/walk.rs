@@ -4,7 +4,7 @@ use super::batch::{Pending, Place, Target};
 use super::registers::ContextRegisters;
 use super::table::{COMMON, Kind, Tables};
 use super::{Audit, AuditFault, Part, Reason, fault};
-use gvt_defs::pte::strip;
+use gvt_defs::pte::{canonical, strip};
 use gvt_defs::{Engine, GgttAddr, mi};
 
 /// Whether a batch was started from the ring or from another batch.
@@ -165,7 +165,12 @@ impl Audit<'_> {
                 *header &= !mi::BB_SECOND_LEVEL;
                 (Place::Ring(at as u32), Level::First, false)
             }
-            Stream::Batch(Level::Second, _) | Stream::User(Level::Second, _) if second => {
+            Stream::User(level, _)
+                if !process || predicated || *header & mi::BB_ADD_OFFSET != 0 || (second && level == Level::Second) =>
+            {
+                return Ok(end_instead(command));
+            }
+            Stream::Batch(Level::Second, _) if second => {
                 return Err(Reason::Forbidden);
             }
             Stream::Batch(level, Origin(origin)) | Stream::User(level, Origin(origin)) => {
@@ -176,9 +181,6 @@ impl Audit<'_> {
                 return Err(Reason::Forbidden);
             }
         };
-        if stream.is_user() && !process {
-            return Ok(Blank);
-        }
         let then = if chains { Verdict::End } else { Keep };
         if process && self.engine != Engine::Bcs {
             return Ok(then);
@@ -232,13 +234,24 @@ pub(super) fn leave_arbitration_on(tables: &Tables, dwords: &mut [u32]) {
     }
 }
 
-/// Leads a batch start to a copy in the global space.
-pub(super) fn redirect(command: &mut [u32], target: GgttAddr) {
-    if let [header, low, high, ..] = command {
-        *header &= !mi::BB_PPGTT;
-        *low = target.0;
-        *high = 0;
+/// Leads a batch start to a copy, in the space that it asked for.
+pub(super) fn redirect(command: &mut [u32], target: Target) {
+    let at = match target {
+        Target::Global(at) => u64::from(at.0),
+        Target::Process(at) => canonical(at),
+    };
+    if let [_, low, high, ..] = command {
+        (*low, *high) = (at as u32, (at >> 32) as u32);
     }
+}
+
+/// A start in the copy of a process batch that may lead to what is no copy: the batch ends there.
+fn end_instead(command: &mut [u32]) -> Verdict {
+    command.fill(0);
+    if let Some(header) = command.first_mut() {
+        *header = mi::header(mi::BATCH_BUFFER_END);
+    }
+    Verdict::End
 }
 
 fn batch_end(stream: Stream<'_>) -> Verdict {

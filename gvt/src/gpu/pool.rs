@@ -41,6 +41,11 @@ impl Block {
         self.frames.get(page as usize).copied()
     }
 
+    /// The frames, page by page.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Hpa> + '_ {
+        self.frames.iter().copied()
+    }
+
     /// Copies dwords in at a byte offset; stops at the block's end.
     pub(crate) fn write(&self, host: &mut dyn Host, offset: u32, dwords: &[u32]) {
         let mut buffer = [0u8; 512];

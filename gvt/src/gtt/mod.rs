@@ -12,7 +12,8 @@ mod tests;
 
 pub use ggtt::{Ggtt, Share, Stamp, Unmapped};
 pub use partition::Partition;
-pub use ppgtt::{Generation, Limits, Pin, Ppgtt, Shadow};
+pub(crate) use ppgtt::WINDOW_PAGES;
+pub use ppgtt::{Generation, Limits, Pin, Ppgtt, Shadow, Window};
 
 use crate::host::{Dirty, Host, NoFrame, Owner, VmId};
 use crate::hw::Hw;

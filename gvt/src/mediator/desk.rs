@@ -10,7 +10,7 @@ use super::{POOL_SHARE, Scratch};
 use crate::audit::{Audit, AuditFault, ContextRegisters, Summary};
 use crate::gpu::pool::{Block, Pool};
 use crate::gpu::{Counted, Flushed, Gpu};
-use crate::gtt::{Gtt, Pin};
+use crate::gtt::{Gtt, Pin, WINDOW_PAGES};
 use crate::host::{Host, NoFrame, VmId};
 use crate::hw::Hw;
 use crate::units::Work as Priced;
@@ -32,7 +32,7 @@ pub(super) const IMAGE_DWORDS: usize = (IMAGE_PAGES - 1) * DWORDS;
 pub(super) const RING_DWORDS: usize = 512 * 1024 / 4;
 /// Pages of an arena: first size, and the largest.
 const ARENA_PAGES: u32 = 16;
-const ARENA_PAGES_MAX: u32 = 1024;
+const ARENA_PAGES_MAX: u32 = WINDOW_PAGES as u32;
 /// Dwords of batches that one context may have copied: the largest arena.
 pub(super) const ARENA_DWORDS: usize = ARENA_PAGES_MAX as usize * DWORDS;
 /// Calls of `acquire` before the work left is taken as it is (parts then lead to scratch until the next sync).
@@ -137,6 +137,9 @@ impl<W: Hw> Desk<'_, W> {
         if slot.half_done != Some(batches) || slot.guest_ring != (part.start, part.bytes) {
             return Err(Refusal::Malformed("it resumes inside a copied batch elsewhere than where it left"));
         }
+        if slot.copied_from != part.pml4 {
+            return Err(Refusal::Malformed("it resumes inside a copied batch with other page tables"));
+        }
         let mut own = [0; RING_CONTEXT_DWORDS];
         slot.image.read(self.host, context::REGISTER_PAGE, &mut own);
         Ok(Some(own))
@@ -144,7 +147,8 @@ impl<W: Hw> Desk<'_, W> {
 
     /// The part of `prepare` that holds a page-table root: it is let go if anything fails.
     fn build(&mut self, slot: usize, part: &RingPart, own: Option<&OwnRingPart>) -> Result<(Pin, Copied), Refusal> {
-        let (root, pin) = self.acquire(part.pml4);
+        let (shared, mut pin) = self.acquire(part.pml4);
+        let root = self.own_root(slot, part.pml4, own, &mut pin).unwrap_or(shared);
         let built = match own {
             Some(own) => self.go_on(slot, part, own, root),
             None => self.begin(slot, part, root),
@@ -158,12 +162,33 @@ impl<W: Hw> Desk<'_, W> {
         }
     }
 
+    /// The root of a blitter context's own (design section 5), in which a window shows its arena. The window's place is
+    /// chosen each time that the context begins, and stays while it is half done. None where there is no place, or no
+    /// frame.
+    fn own_root(&mut self, index: usize, pml4: Gpa, own: Option<&OwnRingPart>, pin: &mut Pin) -> Option<Hpa> {
+        if self.engine != Engine::Bcs {
+            return None;
+        }
+        let Vgpu { engines, gtt, .. } = &mut *self.vgpu;
+        let slot = engines.get_mut(self.engine).slot_mut(index)?;
+        if slot.window.is_none() {
+            let window = gtt.ppgtt.open_window(self.host).ok()?;
+            if let Some(arena) = &slot.arena {
+                gtt.ppgtt.show(self.host, &window, arena.frames());
+            }
+            slot.window = Some(window);
+        }
+        let window = slot.window.as_mut()?;
+        if own.is_none() || window.address().is_none() {
+            gtt.ppgtt.place_window(self.host, pml4, window);
+        }
+        gtt.ppgtt.attach(self.host, pin, window)
+    }
+
     /// A context as the guest's image says.
     fn begin(&mut self, slot: usize, part: &RingPart, root: Hpa) -> Result<Copied, Refusal> {
-        if let Some(shadow) = self.slot_mut(slot) {
-            shadow.half_done = None;
-            shadow.arena_used = 0;
-            shadow.copies.clear();
+        if let Some(shadow) = self.vgpu.engines.get_mut(self.engine).slot_mut(slot) {
+            shadow.empty_arena(self.host, part.pml4);
         }
         let copied = self.copy_ring(slot, part.pml4, (part.head, part.tail))?;
         let buffers = self.copy_buffers(slot, part)?;
@@ -212,6 +237,9 @@ impl<W: Hw> Desk<'_, W> {
 
     /// Frees the shadows of contexts that are not to be kept.
     fn drop_slots(&mut self, keep: Keep) {
+        if keep != Keep::All && self.flush_windows() == Flushed::Stuck {
+            return;
+        }
         for engine in Engine::ALL.into_iter().filter(|_| keep != Keep::All) {
             let virt = self.vgpu.engines.get_mut(engine);
             let busy = [virt.last, virt.work.as_ref().map(|work| work.slot), virt.preparing];
@@ -219,9 +247,22 @@ impl<W: Hw> Desk<'_, W> {
             let goes = |slot: &mut ShadowContext| keep == Keep::Busy || slot.half_done.is_none();
             let freed: ArrayVec<ShadowContext, SLOTS> = idle.filter_map(|(_, slot)| slot.take_if(goes)).collect();
             for slot in freed {
+                if let Some(window) = &slot.window {
+                    self.vgpu.gtt.ppgtt.close_window(window);
+                }
                 [Some(slot.image), slot.ring, slot.arena].into_iter().flatten().for_each(|block| self.free(block));
             }
         }
+    }
+
+    /// Makes the blitter forget what windows showed: pages of an arena go to others after that.
+    pub(super) fn flush_windows(&mut self) -> Flushed {
+        if self.gpu.engines.get(Engine::Bcs).owner != Some(self.index) {
+            // It was flushed when it went to somebody else.
+            return Flushed::Done;
+        }
+        self.vgpu.stats.tlb_flushes += 1;
+        self.gpu.flush_tlb(Engine::Bcs)
     }
 
     fn slot_mut(&mut self, slot: usize) -> Option<&mut ShadowContext> {
@@ -430,7 +471,10 @@ impl ShadowContext {
             status_frame: None,
             ring: None,
             arena: None,
+            window: None,
             arena_used: 0,
+            arena_high: 0,
+            copied_from: Gpa(0),
             copies: Copies::new(),
             half_done: None,
             pages: ArrayVec::new(),

@@ -101,9 +101,12 @@ impl<W: Hw> Gvt<W> {
         }
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::take) else { return Destroyed::Gone };
         let Gpu { hw, pool, .. } = &mut self.gpu;
-        let Vgpu { vm, gtt, mut engines, irq_frame, fences, .. } = *vgpu;
+        let Vgpu { vm, mut gtt, mut engines, irq_frame, fences, .. } = *vgpu;
         for engine in Engine::ALL {
             for slot in engines.get_mut(engine).slots.iter_mut().filter_map(Option::take) {
+                if let Some(window) = &slot.window {
+                    gtt.ppgtt.close_window(window);
+                }
                 let blocks = [Some(slot.image), slot.ring, slot.arena];
                 blocks.into_iter().flatten().for_each(|block| pool.free(host, hw, block));
             }

@@ -319,15 +319,15 @@ impl<W: Hw> Gvt<W> {
     fn take_ownership(&mut self, host: &mut dyn Host, index: usize, engine: Engine) -> Flushed {
         let owner = self.gpu.engines.get(engine).owner;
         let scope = if owner == Some(index) { Scope::SameOwner } else { Scope::NewOwner };
-        if scope == Scope::NewOwner {
-            if owner.is_some() {
-                // What the last owner's commands signalled and no interrupt brought yet is still the last owner's.
-                let bits = self.gpu.take_engine_events(engine);
-                self.engine_events(host, engine, bits);
-            }
-            if self.gpu.flush_tlb(engine) == Flushed::Stuck {
-                return Flushed::Stuck;
-            }
+        if scope == Scope::NewOwner && owner.is_some() {
+            // What the last owner's commands signalled and no interrupt brought yet is still the last owner's.
+            let bits = self.gpu.take_engine_events(engine);
+            self.engine_events(host, engine, bits);
+        }
+        let shown = engine == Engine::Bcs && self.vgpu_mut(index).is_some_and(|vgpu| vgpu.gtt.ppgtt.take_stale());
+        let flush = shown || scope == Scope::NewOwner;
+        if flush && self.gpu.flush_tlb(engine) == Flushed::Stuck {
+            return Flushed::Stuck;
         }
         let Some(vgpu) = self.vgpus.get_mut(index).and_then(Option::as_deref_mut) else { return Flushed::Done };
         let phys = self.gpu.engines.get_mut(engine);
@@ -336,9 +336,9 @@ impl<W: Hw> Gvt<W> {
             vgpu.switch_dirty.0 &= !engine.mask().0;
         }
         phys.owner = Some(index);
+        vgpu.stats.tlb_flushes += u64::from(flush);
         if scope == Scope::NewOwner {
             vgpu.stats.switches += 1;
-            vgpu.stats.tlb_flushes += 1;
             self.follow_imr(index, engine);
         }
         Flushed::Done

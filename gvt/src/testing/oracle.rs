@@ -16,12 +16,14 @@ pub struct Frame {
     user: Option<VmId>,
     /// Whether engines walked it as a page table.
     table: bool,
+    /// Whether engines fetched commands from it.
+    code: bool,
 }
 
 impl Frame {
     /// A frame that nobody has used yet.
     pub const fn new(owner: Owner) -> Self {
-        Self { owner, user: None, table: false }
+        Self { owner, user: None, table: false, code: false }
     }
 
     /// Whether a context of `owner` may use it: whoever is first, it belongs to.
@@ -76,9 +78,14 @@ fn access(host: &mut FakeHost, owner: Option<VmId>, purpose: Purpose, written: b
             !written && owner.is_some_and(|vm| taken.owner == Owner::Vm(vm))
         }
         (Purpose::Image, Some(taken)) => taken.owner == Owner::Mediator && taken.claim(owner),
-        (Purpose::Fetch, Some(taken)) if taken.owner == Owner::Mediator => !written && taken.claim(owner),
+        (Purpose::Fetch, Some(taken)) if taken.owner == Owner::Mediator => {
+            taken.code = true;
+            !written && taken.claim(owner)
+        }
         // Prism's own contexts in its own frames: the wash stores how far it came.
         (Purpose::Data, Some(taken)) if owner.is_none() => taken.owner == Owner::Mediator && taken.claim(owner),
+        // Copies of its own batches show in a window of its process space.
+        (Purpose::Data, Some(taken)) if taken.owner == Owner::Mediator => !written && taken.code && taken.user == owner,
         // The VM's own page for what is not mapped.
         (Purpose::Fetch | Purpose::Data, Some(taken)) => {
             owner.is_some_and(|vm| taken.owner == Owner::Vm(vm)) && !taken.table

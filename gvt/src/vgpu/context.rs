@@ -4,12 +4,12 @@ use super::copies::Copies;
 use crate::audit::Target;
 use crate::gpu::parking::{Restore, control, template};
 use crate::gpu::pool::Block;
-use crate::gtt::Stamp;
+use crate::gtt::{Stamp, Window};
 use crate::host::{Host, VmId};
 use crate::stats::Stats;
 use arrayvec::ArrayVec;
 use gvt_defs::context::{self, DWORDS, RING_CONTEXT_DWORDS, value};
-use gvt_defs::{Engine, GgttAddr, Gpa, Hpa, ring};
+use gvt_defs::{Engine, GgttAddr, Gpa, Hpa, PpgttAddr, ring};
 
 /// Pages of the largest context image.
 pub(crate) const IMAGE_PAGES: usize = 22;
@@ -27,8 +27,14 @@ pub(crate) struct ShadowContext {
     pub(crate) ring: Option<Block>,
     /// Copies of batches and of workaround buffers.
     pub(crate) arena: Option<Block>,
+    /// Of a blitter context: a root of its own, in which the arena shows.
+    pub(crate) window: Option<Window>,
     /// Bytes of the arena in use.
     pub(crate) arena_used: u32,
+    /// Bytes of it that hold copies, or held some, of batches of the space of `copied_from`.
+    pub(crate) arena_high: u32,
+    /// The root of the guest's page tables then.
+    pub(crate) copied_from: Gpa,
     /// What of the guest's lies in it.
     pub(crate) copies: Copies,
     /// It left inside a copy, and this is what the guest was shown of where that is. What lies in the arena, and the ring
@@ -203,11 +209,6 @@ pub(crate) fn ring_head(page: &[u32]) -> u32 {
     at(page, value::RING_HEAD) & ring::HEAD_ADDR_MASK
 }
 
-/// Whether a ring part is of a context inside a copy: only copies run with privilege.
-fn is_in_copy(page: &[u32]) -> bool {
-    at(page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0 && at(page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0
-}
-
 /// How a context left the hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Left {
@@ -248,7 +249,7 @@ impl ShadowContext {
         Left {
             head: ring_head(&page),
             in_batch: at(&page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0,
-            in_copy: is_in_copy(&page),
+            in_copy: self.is_in_copy(&page),
             clock: at(&page, value::CTX_TIMESTAMP),
         }
     }
@@ -271,7 +272,7 @@ impl ShadowContext {
         let mut page = [0u32; RING_CONTEXT_DWORDS];
         self.image.read(host, context::REGISTER_PAGE, &mut page);
         let shown = self.shown(&page);
-        self.half_done = is_in_copy(&page).then_some(shown);
+        self.half_done = self.is_in_copy(&page).then_some(shown);
         let Some(guest) = self.pages.get(1) else { return };
         let mut write = |index: usize, dword: u32| {
             // A page that is no longer RAM is the guest's loss.
@@ -291,10 +292,11 @@ impl ShadowContext {
             if low & ring::BB_ADDR_VALID == 0 {
                 return [0; 3];
             }
-            if state & ring::BB_STATE_PPGTT != 0 {
+            if state & ring::BB_STATE_PPGTT != 0 && self.window.is_none() {
                 return [upper, low, state];
             }
-            let (at, space) = match self.guest_address(u64::from(low & !3)) {
+            let state = state & !ring::BB_STATE_PPGTT;
+            let (at, space) = match self.guest_address(u64::from(upper) << 32 | u64::from(low & !3)) {
                 Some(Target::Global(at)) => (u64::from(at.0), 0),
                 Some(Target::Process(at)) => (at.0, ring::BB_STATE_PPGTT),
                 // Never seen: not even then is it forgotten that there is a batch to go on with.
@@ -307,11 +309,42 @@ impl ShadowContext {
         [a, b, c, d, e, f]
     }
 
+    /// Makes the arena empty for a submission in an address space. What is left there of another's is wiped: it would show
+    /// in the window.
+    pub(crate) fn empty_arena(&mut self, host: &mut dyn Host, space: Gpa) {
+        self.half_done = None;
+        self.arena_used = 0;
+        self.copies.clear();
+        if core::mem::replace(&mut self.copied_from, space) == space {
+            return;
+        }
+        let high = core::mem::take(&mut self.arena_high);
+        let Some(arena) = &self.arena else { return };
+        let zeros = [0; 128];
+        for at in (0..high).step_by(size_of_val(&zeros)) {
+            arena.write(host, at, &zeros);
+        }
+    }
+
+    /// Where the window shows what the arena holds at a global address.
+    pub(crate) fn in_window(&self, at: GgttAddr) -> Option<PpgttAddr> {
+        let (arena, window) = (self.arena.as_ref()?, self.window.as_ref()?.address()?);
+        Some(PpgttAddr(window.0 + u64::from(at.0.checked_sub(arena.ggtt().0)?)))
+    }
+
     /// What the guest has for an address inside a copy.
     pub(crate) fn guest_address(&self, at: u64) -> Option<Target> {
         let arena = self.arena.as_ref()?;
-        let offset = at.checked_sub(u64::from(arena.ggtt().0)).filter(|offset| *offset < u64::from(arena.bytes()))?;
+        let global = at.checked_sub(u64::from(arena.ggtt().0)).filter(|offset| *offset < u64::from(arena.bytes()));
+        let offset = global.or_else(|| self.window.as_ref()?.offset(at))?;
         self.copies.guest(offset as u32)
+    }
+
+    /// Whether a ring part is of a context inside a copy: only copies run with privilege, and what has a window runs
+    /// nothing else.
+    fn is_in_copy(&self, page: &[u32]) -> bool {
+        let privileged = at(page, value::BB_STATE) & ring::BB_STATE_PPGTT == 0;
+        at(page, value::BB_ADDR) & ring::BB_ADDR_VALID != 0 && (privileged || self.window.is_some())
     }
 
     /// Takes the engine state of an image: the register page from the ring part on, and what follows it. Of the ring

@@ -187,13 +187,13 @@ fn audited(engine: Engine, stands: Stands, stream: &[u32]) -> Option<Program> {
         }
     }
     audit.ring(&mut program.ring).ok()?;
-    audit.copy_batches(&mut Batches(stream), BASE, &mut program.arena, 1 << 14).ok()?;
+    audit.copy_batches(&mut Batches(stream), BASES, &mut program.arena, 1 << 14).ok()?;
     audit.patch(&mut program.ring);
     program.ring.resize(program.ring.len().next_multiple_of(2), 0);
     Some(program)
 }
 
-/// The GPU with one context. All that a process has mapped is one page of batch ends that it cannot write.
+/// The GPU with one context. All that a process has mapped is the window, and one page of batch ends that it cannot write.
 struct Bench {
     gpu: Gpu,
     ram: Ram,
@@ -219,6 +219,17 @@ impl Bench {
             for i in 0..512 {
                 bench.ram.write(Hpa(4096 * level + 8 * i), &(4096 * (level + 1) + writable).to_le_bytes());
             }
+        }
+        // The window: three levels more, and the arena.
+        let lead = |table: u64, index: u64, entry: u64| {
+            bench.ram.write(Hpa(4096 * table + 8 * index), &entry.to_le_bytes());
+        };
+        for (table, index) in [(1, WINDOW.0 >> 39), (6, 0), (7, 0)] {
+            lead(table, index, 4096 * table.max(5) + 4096 + 3);
+        }
+        for page in 0..16 {
+            let arena = GgttPte(bench.gpu.ggtt_read(GgttAddr(BASE.0 + 4096 * page).index()));
+            lead(8, page.into(), arena.frame().0 + 1);
         }
         for i in 0..1024 {
             bench.ram.write(Hpa(5 * 4096 + 4 * i), &END.to_le_bytes());

@@ -7,7 +7,7 @@ mod opcodes;
 
 use super::*;
 use gvt_defs::context::{DWORDS, RING_CONTEXT_DWORDS, layout};
-use gvt_defs::{PpgttAddr, blt, mi, ring};
+use gvt_defs::{GgttAddr, PpgttAddr, blt, mi, ring};
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
@@ -18,6 +18,10 @@ const FOREIGN: u32 = 0x0010_0000;
 const PRISM: u32 = 0xFC00_0000;
 /// Where copies go.
 const BASE: GgttAddr = GgttAddr(0xFD00_0000);
+const WINDOW: PpgttAddr = PpgttAddr(0xFE80_0000_0000);
+const BASES: Bases = Bases { global: BASE, process: Some(WINDOW) };
+/// The upper half of addresses in the window.
+const HIGH: u32 = 0xFFFF_FE80;
 /// A batch in the process space.
 const PROCESS: [u32; 2] = [0x7654_3000, 0x12];
 
@@ -113,7 +117,7 @@ fn submission(
     let mut arena = Vec::new();
     let mut audit = Audit::new(engine, &partition);
     audit.ring(&mut ring)?;
-    audit.copy_batches(memory, BASE, &mut arena, limit)?;
+    audit.copy_batches(memory, BASES, &mut arena, limit)?;
     assert_eq!(audit.pending(), 0);
     audit.patch(&mut ring);
     Ok((ring, arena, *audit.summary()))
@@ -284,8 +288,8 @@ fn blitter_batches_are_copied_and_run_from_the_copy() {
     batch.push(END);
     let mut memory = Memory::default().process(at_process, &batch);
     let (ran, arena, summary) = submission(Engine::Bcs, &i915_other(), &mut memory, 1 << 16).unwrap();
-    let start = ran.iter().position(|d| *d == START).expect("no longer a process batch");
-    assert_eq!(ran[start + 1..start + 3], [BASE.0, 0]);
+    let start = ran.iter().position(|d| *d == START | mi::BB_PPGTT).expect("a process batch as before");
+    assert_eq!(ran[start + 1..start + 3], [0, HIGH]);
     assert_eq!(&arena[..batch.len()], batch);
     assert_eq!((summary.batches, summary.dropped, summary.blanked), (1, 0, 0));
 }
@@ -294,7 +298,7 @@ fn blitter_batches_are_copied_and_run_from_the_copy() {
 fn a_blitter_batch_has_no_more_power_than_the_hardware_gives_others() {
     let at_process = u64::from(PROCESS[1]) << 32 | u64::from(PROCESS[0]);
     // CVE-2019-0155 and its relatives; each becomes a no-op, the rest of the batch goes on.
-    let hostile: [&[u32]; 15] = [
+    let hostile: [&[u32]; 14] = [
         &[SDI | GGTT, MINE, 0, 1],
         &[SDI | GGTT, PRISM, 0, 1],
         &[mi::with_length(mi::UPDATE_GTT, 4), 0x1000, 1, 2],
@@ -308,7 +312,6 @@ fn a_blitter_batch_has_no_more_power_than_the_hardware_gives_others() {
         &[SRM | GGTT, 0x22080, PRISM, 0],
         &[FLUSH | POST_SYNC, PRISM | 4, 0, 1],
         &[FLUSH_QWORD | POST_SYNC, PRISM | 4, 0, 1, 2],
-        &[START, MINE, 0],
         &[mi::with_length(mi::STORE_DATA_INDEX, 3), 0x40, 1],
     ];
     for bad in hostile {
@@ -319,6 +322,13 @@ fn a_blitter_batch_has_no_more_power_than_the_hardware_gives_others() {
         let mut expected = vec![0; bad.len()];
         expected.extend([LRI, 0x22600, 5, END]);
         assert_eq!(&arena[..expected.len()], expected, "{bad:x?}");
+    }
+    // Where it may go on in what is no copy, it ends.
+    for flags in [0, mi::BB_PPGTT | mi::BB_PREDICATION, mi::BB_PPGTT | mi::BB_ADD_OFFSET, mi::BB_SECOND_LEVEL] {
+        let batch = [START | flags, MINE, 0, LRI, 0x22600, 5, END];
+        let mut memory = Memory::default().process(at_process, &batch).process(u64::from(MINE), &[END]);
+        let (_, arena, summary) = submission(Engine::Bcs, &i915_other(), &mut memory, 1 << 16).unwrap();
+        assert_eq!((&arena[..], summary.batches), (&[END, 0, 0, END, 0][..], 1), "{flags:#x}");
     }
     // Register writes go to NOPID, pair by pair.
     let batch = [mi::load_register_imm(2), 0x22230, 0xBAD, 0x22600, 7, END];
@@ -344,13 +354,35 @@ fn chains_and_levels_lead_to_copies() {
     let request = [&start(a, 0)[..], &[INTERRUPT]].concat();
     let (ran, arena, summary) = submission(Engine::Bcs, &request, &mut memory, 1 << 16).unwrap();
     assert_eq!(summary.batches, 3);
-    assert_eq!(ran[0], START);
-    let first = at(&arena, ran[1]);
-    assert_eq!((first[0], first[3]), (START | mi::BB_SECOND_LEVEL, START));
-    assert_eq!(&at(&arena, first[1])[..4], third);
-    let second = at(&arena, first[4]);
+    let user = START | mi::BB_PPGTT;
+    assert_eq!((ran[0], ran[2]), (user, HIGH));
+    let in_window = |low: u32| at(&arena, BASE.0 + low);
+    let first = in_window(ran[1]);
+    assert_eq!((first[0], first[2], first[3], first[5]), (user | mi::BB_SECOND_LEVEL, HIGH, user, HIGH));
+    assert_eq!(&in_window(first[1])[..4], third);
+    let second = in_window(first[4]);
     assert_eq!(second[0], blt::with_length(blt::XY_SRC_COPY_BLT, 10));
-    assert_eq!(second[10..13], [START, first[4], 0], "goes round in the copy");
+    assert_eq!(second[10..13], [user, first[4], HIGH], "goes round in the copy");
+}
+
+#[test]
+fn the_copy_of_a_process_batch_runs_in_the_process_space_or_not_at_all() {
+    let run = |process| {
+        let partition = partition();
+        let mut memory =
+            Memory::default().process(0x1000, &[END]).global(MINE, &[START | mi::BB_PPGTT, 0x1000, 0, END]);
+        let mut audit = Audit::new(Engine::Bcs, &partition);
+        let mut ring = [START, MINE, 0];
+        audit.ring(&mut ring).unwrap();
+        let mut arena = Vec::new();
+        audit.copy_batches(&mut memory, Bases { global: BASE, process }, &mut arena, 1 << 16)?;
+        audit.patch(&mut ring);
+        Ok::<_, AuditFault>((ring, arena))
+    };
+    // One that a privileged batch goes on in, too.
+    let (ring, arena) = run(Some(WINDOW)).unwrap();
+    assert_eq!((ring, &arena[..3]), ([START, BASE.0, 0], &[START | mi::BB_PPGTT, 64, HIGH][..]));
+    assert_eq!(run(None).unwrap_err().reason, Reason::NoWindow);
 }
 
 #[test]

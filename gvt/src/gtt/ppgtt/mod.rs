@@ -9,11 +9,14 @@ mod set;
 mod store;
 mod update;
 mod walk;
+mod window;
 
 #[cfg(test)]
 mod tests;
 
 pub use store::Generation;
+pub(crate) use window::WINDOW_PAGES;
+pub use window::Window;
 
 use super::translate::Translator;
 use crate::host::{Host, NoFrame, VmId};
@@ -27,6 +30,7 @@ use scratch::Scratch;
 use set::NodeSet;
 use store::{NodeId, Store};
 use update::Mode;
+use window::Follower;
 
 /// The root's way of being read.
 const ROOT: Kind = Kind::Table(Level::Pml4);
@@ -51,7 +55,11 @@ impl Default for Limits {
 /// Keeps a shadow root in place while an engine may use it. Hand it back to `release`.
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "a pin that is dropped keeps its root for ever"]
-pub struct Pin(Option<NodeId>);
+pub struct Pin {
+    node: Option<NodeId>,
+    /// A root of a context's own is kept in step with it.
+    follows: bool,
+}
 
 /// A shadow root for a submission.
 #[derive(PartialEq, Eq, Debug)]
@@ -101,6 +109,10 @@ pub struct Ppgtt {
     garbage: NodeSet,
     /// Tables that lack children.
     incomplete: NodeSet,
+    /// The root that is kept in step with a guest's: of a context on the one engine that needs it, or that waits for it.
+    follower: Option<Follower>,
+    /// A window changed.
+    stale: bool,
     clock: u64,
     /// New tables that this call may still make.
     budget: u32,
@@ -130,6 +142,8 @@ impl Ppgtt {
             orphans: set(),
             garbage: set(),
             incomplete: set(),
+            follower: None,
+            stale: false,
             clock: 0,
             budget: 0,
             starved: false,
@@ -217,13 +231,16 @@ impl Ppgtt {
             node.shadow
         });
         self.end(host);
-        Shadow { root: shadow.unwrap_or(self.scratch.root()), pin: Pin(root), again }
+        Shadow { root: shadow.unwrap_or(self.scratch.root()), pin: Pin { node: root, follows: false }, again }
     }
 
     /// An engine has let go of a root.
     pub fn release(&mut self, host: &mut dyn Host, pin: Pin) {
         self.begin();
-        if let Pin(Some(id)) = pin {
+        if pin.follows {
+            self.follower = None;
+        }
+        if let Some(id) = pin.node {
             self.unref(id);
         }
         self.end(host);

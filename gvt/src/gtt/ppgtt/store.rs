@@ -71,6 +71,8 @@ pub(super) struct Store {
     by_shadow: Vec<u32>,
     /// With the tables in use never more than twice the limit.
     retired: Vec<(Generation, Hpa)>,
+    /// Frames of tables that are not the guest's.
+    own: usize,
     generation: Generation,
     flushed: Generation,
     touched: bool,
@@ -90,6 +92,7 @@ impl Store {
             by_gfn: vec![NONE; buckets],
             by_shadow: vec![NONE; buckets],
             retired: Vec::with_capacity(2 * limit),
+            own: 0,
             generation: Generation(0),
             flushed: Generation(0),
             touched: false,
@@ -132,7 +135,28 @@ impl Store {
 
     /// What waits for a flush counts: a guest that never lets one come must not make the list of it grow.
     fn is_full(&self) -> bool {
-        self.used() >= self.limit || self.used() + self.retired.len() >= 2 * self.limit
+        self.used() >= self.limit || self.frames_in_use() >= 2 * self.limit
+    }
+
+    fn frames_in_use(&self) -> usize {
+        self.used() + self.own + self.retired.len()
+    }
+
+    /// Takes a frame for a table that is not the guest's.
+    pub(super) fn take_frame(&mut self, host: &mut dyn Host) -> Result<Hpa, NoFrame> {
+        if self.frames_in_use() >= 2 * self.limit {
+            return Err(NoFrame);
+        }
+        let frame = host.alloc_frame(Owner::Vm(self.vm))?;
+        self.own += 1;
+        Ok(frame)
+    }
+
+    /// Retires such a frame.
+    pub(super) fn retire_frame(&mut self, frame: Hpa) {
+        self.own = self.own.saturating_sub(1);
+        self.retired.push((Generation(self.generation.0 + 1), frame));
+        self.touched = true;
     }
 
     /// Tables made of a guest frame, in any way.

@@ -185,7 +185,7 @@ impl Ppgtt {
         if let Span(Some((first, last))) = span
             && let Some(changed) = buffers.shadow.get(first..=last)
         {
-            host.write_frame(node.shadow, first * 8, changed.as_flattened());
+            self.write_shadow(host, node.shadow, first, changed);
             self.work.entries += (last - first + 1) as u32;
             self.store.touch();
         }
@@ -200,7 +200,7 @@ impl Ppgtt {
         }
         buffers.shadow.fill(self.scratch.entry(node.kind.level()).to_le_bytes());
         buffers.seen.fill([0; 8]);
-        host.write_frame(node.shadow, 0, buffers.shadow.as_flattened());
+        self.write_shadow(host, node.shadow, 0, &buffers.shadow);
         host.write_frame(node.seen, 0, buffers.seen.as_flattened());
         self.store.touch();
         self.untrack(host, id);

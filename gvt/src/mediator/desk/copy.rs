@@ -1,12 +1,15 @@
 //! Copying what a context runs: its ring, the batches that the ring leads to, the buffers that run at every restore.
 
 use super::{ARENA_PAGES, ARENA_PAGES_MAX, Desk, RING_DWORDS, Refusal, read_chunks, read_dwords};
-use crate::audit::{Audit, AuditFault, Part, Reason, Source};
+use crate::audit::{Audit, AuditFault, Bases, Part, Reason, Source};
+use crate::gpu::Flushed;
 use crate::gtt::Gtt;
 use crate::host::Host;
 use crate::hw::Hw;
 use crate::mediator::access::Mirror;
+use crate::vgpu::Vgpu;
 use crate::vgpu::context::RingPart;
+use crate::vgpu::execlist::Place;
 use alloc::vec::Vec;
 use gvt_defs::context::{self, DWORDS};
 use gvt_defs::{GgttAddr, Gpa, PpgttAddr};
@@ -58,6 +61,9 @@ impl<W: Hw> Desk<'_, W> {
                     reason: Reason::TooManyBatches, part: Part::Ring, offset, ..
                 })) if offset > 0 && (offset as usize) < limit => {
                     limit = offset as usize;
+                }
+                Err(Refusal::Audit(AuditFault { reason: Reason::NoWindow, .. })) => {
+                    break Err(Refusal::Malformed("its process space has no free place for copies of batches"));
                 }
                 done => break done,
             }
@@ -146,9 +152,10 @@ impl<W: Hw> Desk<'_, W> {
     ) -> Result<(), Refusal> {
         audit.ring(ring)?;
         if audit.pending() > 0 {
-            let (base, room) = self.arena(slot, pages)?;
+            let (global, room) = self.arena(slot, pages)?;
+            let bases = Bases { global, process: self.slot_mut(slot).and_then(|slot| slot.in_window(global)) };
             let mut source = Batches { host: self.host, gtt: &self.vgpu.gtt, pml4 };
-            audit.copy_batches(&mut source, base, &mut self.scratch.arena, room as usize / 4)?;
+            audit.copy_batches(&mut source, bases, &mut self.scratch.arena, room as usize / 4)?;
             audit.patch(ring);
             let shadow = self.vgpu.engines.get_mut(self.engine).slot_mut(slot).ok_or(Refusal::NoRoom)?;
             shadow.copies.add(shadow.arena_used, audit.copies())?;
@@ -174,18 +181,44 @@ impl<W: Hw> Desk<'_, W> {
         let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
         let used = slot.arena_used;
         if slot.arena.as_ref().is_none_or(|arena| arena.bytes().saturating_sub(used) < pages * 4096) {
-            if used != 0 {
+            let shows = slot.window.is_some();
+            // What a window shows changes only while its context is off the engine.
+            if used != 0 || (shows && self.is_loaded(index)) {
                 return Err(Refusal::NoRoom);
             }
-            if let Some(old) = slot.arena.take() {
+            if shows && self.hide_arena(index) == Flushed::Stuck {
+                return Err(Refusal::NoRoom);
+            }
+            if let Some(old) = self.slot_mut(index).and_then(|slot| slot.arena.take()) {
                 self.free(old);
             }
             let arena = self.alloc(pages)?;
-            self.slot_mut(index).ok_or(Refusal::NoRoom)?.arena = Some(arena);
+            let Vgpu { engines, gtt, .. } = &mut *self.vgpu;
+            let slot = engines.get_mut(self.engine).slot_mut(index).ok_or(Refusal::NoRoom)?;
+            if let Some(window) = &slot.window {
+                gtt.ppgtt.show(self.host, window, arena.frames());
+            }
+            slot.arena = Some(arena);
+            slot.arena_high = 0;
         }
         let slot = self.slot_mut(index).ok_or(Refusal::NoRoom)?;
         let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
         Ok((GgttAddr(arena.ggtt().0 + used), arena.bytes() - used))
+    }
+
+    /// Takes an arena out of its window, so that its pages can go to others.
+    fn hide_arena(&mut self, index: usize) -> Flushed {
+        let Vgpu { engines, gtt, .. } = &mut *self.vgpu;
+        match engines.get(self.engine).slot(index).map(|slot| (&slot.window, &slot.arena)) {
+            Some((Some(window), Some(_))) => gtt.ppgtt.show(self.host, window, core::iter::empty()),
+            _ => return Flushed::Done,
+        }
+        self.flush_windows()
+    }
+
+    fn is_loaded(&self, index: usize) -> bool {
+        let work = &self.vgpu.engines.get(self.engine).work;
+        work.as_ref().is_some_and(|work| work.slot == index && work.place == Place::Hardware)
     }
 
     /// Writes the copies into the arena.
@@ -195,6 +228,7 @@ impl<W: Hw> Desk<'_, W> {
         arena.write(self.host, slot.arena_used, &self.scratch.arena);
         let bytes = 4 * self.scratch.arena.len() as u32;
         slot.arena_used = (slot.arena_used + bytes).next_multiple_of(64);
+        slot.arena_high = slot.arena_high.max(slot.arena_used);
         Ok(())
     }
 
@@ -236,6 +270,7 @@ impl<W: Hw> Desk<'_, W> {
         let arena = slot.arena.as_ref().ok_or(Refusal::NoRoom)?;
         arena.write(self.host, slot.arena_used, dwords);
         slot.arena_used += dwords.len() as u32 * 4;
+        slot.arena_high = slot.arena_high.max(slot.arena_used);
         Ok(at)
     }
 

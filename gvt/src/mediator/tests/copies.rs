@@ -222,7 +222,8 @@ fn a_forged_place_in_a_copied_batch_is_refused() {
         submit(&mut d, &mut m, &w.c);
         preempt(&mut d, &mut m, &mut other);
         let shown = w.shown(&d, &m);
-        let mut tries = vec![(value::RING_CTL, 0x2000 | ring::CTL_VALID)];
+        let root = d.context(&mut m, engine).pml4;
+        let mut tries = vec![(value::RING_CTL, 0x2000 | ring::CTL_VALID), (value::PDP0_LDW, root.0 as u32)];
         for (i, at) in BATCHES.into_iter().enumerate() {
             tries.extend([shown[i] ^ 0x40, shown[i] ^ 4, shown[i] | 1 << 31].map(|forged| (at, forged)));
         }

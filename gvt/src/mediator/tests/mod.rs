@@ -14,6 +14,7 @@ mod shares;
 mod status;
 mod stuck;
 mod two;
+mod window;
 
 use gvt_defs::mi;
 
