@@ -1,5 +1,5 @@
 //! The mediator: several virtual GPUs on one Intel Gen8 to Gen9.5 GPU, as a state machine between `Host` and `Hw`.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![cfg_attr(
@@ -28,5 +28,13 @@ pub use report::{Action, Cause, CreateError, InitError, Report};
 pub use stats::{Stats, Totals};
 pub use vgpu::config_space::Bar;
 
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+#[allow(
+    missing_docs,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests may"
+)]
+pub mod testing;

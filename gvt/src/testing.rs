@@ -4,6 +4,7 @@
 pub mod driver;
 pub mod machine;
 pub mod oracle;
+#[cfg(test)]
 pub mod quiet;
 
 use crate::host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
@@ -22,6 +23,7 @@ impl Ram {
     }
 
     /// Bytes in all.
+    #[allow(clippy::len_without_is_empty, reason = "there always are some")]
     pub fn len(&self) -> u64 {
         self.0.lock().unwrap().len() as u64
     }

@@ -8,7 +8,7 @@ use std::process::Command;
 /// Rows of crates, lowest first: a crate depends on lower rows only.
 const ROWS: [&[&str]; 4] = [&["hv-defs", "gvt-defs"], &["hv-dev", "hv-emu", "gvt-model"], &["hv", "gvt"], &["boot"]];
 /// Depends on what it tests and runs; nothing depends on it but the tests.
-const SIDE: [&str; 6] = ["qemu", "tests", "bare", "churn", "protocol", "smoke"];
+const SIDE: [&str; 7] = ["qemu", "tests", "bare", "churn", "fuzz-targets", "protocol", "smoke"];
 /// Crates with `unsafe` code in them.
 const MAY_BE_UNSAFE: [&str; 6] = ["hv", "boot", "qemu", "bare", "churn", "smoke"];
 /// Where in `qemu` it may be: the GPU process maps the emulator's memory.

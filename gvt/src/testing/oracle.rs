@@ -110,7 +110,7 @@ const ENGINE: [(u32, u32); 10] = [
 ];
 
 /// Whether a command that runs on `engine` may write a register at all: one of that engine's, or of what it renders with.
-fn may_command(engine: Engine, register: u32) -> bool {
+pub fn may_command(engine: Engine, register: u32) -> bool {
     match Engine::of_register(register) {
         Some((whose, local)) => whose == engine && !ENGINE.iter().any(|(from, to)| (*from..=*to).contains(&local)),
         None => match register {
