@@ -4,7 +4,7 @@
 use crate::bytes::Bytes;
 use crate::mediator::commands;
 use crate::mediator::places::Places;
-use gvt::audit::{Audit, ContextRegisters, Source};
+use gvt::audit::{Audit, Bases, ContextRegisters, Source};
 use gvt::gtt::Partition;
 use gvt::testing::oracle;
 use gvt_defs::command;
@@ -16,6 +16,8 @@ const HIDDEN: GgttAddr = GgttAddr(0x4000_0000);
 const BYTES: u32 = 16 << 20;
 /// Where copies go.
 const ARENA: GgttAddr = GgttAddr(0xFD00_0000);
+/// The same in the process space.
+const WINDOW: u64 = 0x7E80_0000_0000;
 /// Dwords of them at most.
 const LIMIT: usize = 4096;
 
@@ -34,7 +36,11 @@ pub fn run(data: &[u8]) -> u64 {
             1 => audit.per_context(&mut dwords).map(|count| dwords.truncate(count)).is_ok(),
             2 => {
                 let known = ContextRegisters::known(engine);
-                audit.context(&mut dwords, &known).is_ok()
+                let sound = audit.context(&mut dwords, &known).is_ok();
+                // Hardware loads no more of an image than up to its end.
+                let end = dwords.iter().position(|dword| mi_end(*dword)).unwrap_or(dwords.len());
+                dwords.truncate(end);
+                sound
             }
             _ => submission(&mut audit, &mut b, (&places, engine), &partition, &mut dwords),
         };
@@ -44,6 +50,11 @@ pub fn run(data: &[u8]) -> u64 {
         }
     }
     passed
+}
+
+/// Whether a dword ends an image. It may be the value of a register: what is behind that is walked another time.
+fn mi_end(dword: u32) -> bool {
+    dword >> 29 == 0 && mi::opcode(dword) == mi::BATCH_BUFFER_END
 }
 
 /// A ring with what it leads to.
@@ -56,7 +67,8 @@ fn submission(
 ) -> bool {
     let mut memory = Batches([stream(b, places, engine), stream(b, places, engine)]);
     let mut arena = Vec::new();
-    let sound = audit.ring(ring).is_ok() && audit.copy_batches(&mut memory, ARENA, &mut arena, LIMIT).is_ok();
+    let bases = Bases { global: ARENA, process: Some(PpgttAddr(WINDOW)) };
+    let sound = audit.ring(ring).is_ok() && audit.copy_batches(&mut memory, bases, &mut arena, LIMIT).is_ok();
     if sound {
         assert!(audit.pending() == 0 && arena.len() <= LIMIT + 1024, "{} dwords", arena.len());
         audit.patch(ring);
@@ -93,7 +105,7 @@ fn check(engine: Engine, partition: &Partition, dwords: &[u32]) {
         for memory in known.memory {
             check_memory(partition, one, memory);
         }
-        for register in known.registers.iter().filter(|register| register.access == Access::Write) {
+        for register in known.registers.iter().filter(|r| r.access == Access::Write && !r.unused.of(one)) {
             let step = usize::from(register.every).max(1);
             let count = if register.every == 0 { 1 } else { usize::MAX };
             for offset in one.iter().skip(usize::from(register.dword)).step_by(step).take(count) {
