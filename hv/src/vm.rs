@@ -204,6 +204,12 @@ impl Vm {
         }
     }
 
+    /// Tells of the lines that are held back still.
+    fn say_rest(&self) {
+        let held = self.lines.lock().take_held();
+        self.say_held(held);
+    }
+
     /// Says how many were.
     fn say_held(&self, held: u64) {
         if held > 0 {

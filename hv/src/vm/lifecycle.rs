@@ -277,8 +277,7 @@ impl Vm {
     }
 
     fn end(&self, request: Request, status: Status, state: &str, cause: &str) {
-        let held = self.lines.lock().take_held();
-        self.say_held(held);
+        self.say_rest();
         self.tell(state, cause);
         self.done(request, status);
     }

@@ -84,6 +84,7 @@ impl Vm {
         deliver(&self.posted, message, sender, |index| cpus::nudge(self.cpus[index]));
     }
     fn reset_functions(&self) {}
+    fn say_rest(&self) {}
     pub fn with_chipset<R>(&self, action: impl FnOnce(&mut Chipset, &mut ()) -> R) -> R {
         action(&mut Chipset, &mut ())
     }
