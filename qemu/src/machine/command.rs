@@ -60,10 +60,12 @@ fn boot(machine: &Machine) -> Vec<String> {
     arguments
 }
 
-/// The device is the other end of the GPU process's socket; it has no option ROM.
+/// The device is the other end of the GPU process's socket; it has no option ROM. QEMU gives up a message after five
+/// seconds, and the device is lost then: on a host that is busy, or was stopped for a while, that says nothing.
 fn gpu_device() -> String {
     serde_json::json!({
         "driver": "vfio-user-pci", "id": "gpu", "addr": "02.0", "rombar": 0,
+        "x-msg-timeout": 120_000,
         "socket": { "type": "unix", "path": SOCKET },
     })
     .to_string()
