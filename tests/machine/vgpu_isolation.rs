@@ -22,6 +22,12 @@
 //! | accesses of odd widths and offsets | `odd_accesses_are_harmless`, `noise_stays_inside` | registers |
 //! | malformed page tables | `malformed_page_tables_are_harmless` | tables-of-noise, tables-in-a-circle |
 //! | page tables that never were announced, or were | `ppgtt` tests | notifications |
+//! | fences that reach out of the slice, the aperture outside it | `fences` | aperture |
+//! | registers as sources of stores | `registers` | register-reads |
+//! | registers opened to processes | `kept` | opened-registers |
+//! | a ring rewritten while it waits | `append` | waiting-ring |
+//! | stores by index | `index` | index-stores |
+//! | a second CPU against the sync | `bounds` | `vgpu_race` sync |
 //! | patterns in the other guest's memory | `assert_victim_well` | the checksum of 64 MiB |
 //! | the GPU's own record of what it touched | `assert_confined` | `confined` |
 

@@ -117,7 +117,8 @@ fn global_store(at: u32) -> [u32; 4] {
     [mi::with_length(mi::STORE_DATA_IMM, 4) | mi::GLOBAL_GTT, at, 0, 0xBAD]
 }
 
-fn privileged_batch(at: u32) -> [u32; 4] {
+/// Ring commands that run a batch of the global space.
+pub fn privileged_batch(at: u32) -> [u32; 4] {
     [mi::with_length(mi::BATCH_BUFFER_START, 3), at, 0, 0]
 }
 

@@ -14,7 +14,8 @@ use gvt_defs::{Engine, EngineMask, GgttAddr, Gpa, masked, mi, pvinfo, reg, ring}
 
 use crate::sys::{Memory, PAGE, Registers};
 
-const DEVICE: &str = "/sys/bus/pci/devices/0000:00:02.0";
+/// The device in sysfs.
+pub const DEVICE: &str = "/sys/bus/pci/devices/0000:00:02.0";
 /// Pages that the program works with.
 const PAGES: usize = 16 << 10;
 /// Pages of a ring.
@@ -85,7 +86,7 @@ impl Gpu {
         config.read_exact_at(&mut command, 4)?;
         // Memory decoding and bus mastering.
         config.write_all_at(&(u16::from_le_bytes(command) | 6).to_le_bytes(), 4)?;
-        let registers = Registers::map(&format!("{DEVICE}/resource0"), reg::GTTMMADR_SIZE as usize)?;
+        let registers = Self::registers()?;
         let field = |offset: u32| registers.load(pvinfo::BASE + offset, 4) as u32;
         if registers.load(pvinfo::BASE + pvinfo::MAGIC, 8) != pvinfo::MAGIC_VALUE {
             return Err(io::Error::other("no vGPU: PVINFO has no magic number"));
@@ -99,6 +100,11 @@ impl Gpu {
         let mut gpu = Self { registers, memory, next_page: 0, next_address, partition, ports, next_id: 1 };
         engines().for_each(|engine| gpu.start_engine(engine));
         Ok(gpu)
+    }
+
+    /// BAR0, mapped once more.
+    pub fn registers() -> io::Result<Registers> {
+        Registers::map(&format!("{DEVICE}/resource0"), reg::GTTMMADR_SIZE as usize)
     }
 
     /// Writes a register.
@@ -295,9 +301,13 @@ impl Gpu {
             self.memory.set(c.ring_pages[c.tail / PAGE], c.tail % PAGE / 4, dword);
             c.tail = (c.tail + 4) % (RING_PAGES * PAGE);
         }
-        self.memory.set(c.image[1], value::RING_TAIL, c.tail as u32);
-        let descriptor = Descriptor::new(c.lrca, c.id);
-        self.elsp(c.engine, descriptor.0);
+        self.resubmit(c, 0);
+    }
+
+    /// Submits a context with a tail that lies `back` bytes before what was put there.
+    pub fn resubmit(&mut self, c: &Context, back: usize) {
+        self.memory.set(c.image[1], value::RING_TAIL, (c.tail - back) as u32);
+        self.elsp(c.engine, Descriptor::new(c.lrca, c.id).0);
     }
 
     /// Submits a descriptor alone.

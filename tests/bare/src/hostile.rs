@@ -9,6 +9,7 @@ use gvt_defs::{Engine, Gpa, mi};
 use crate::Report;
 use crate::attacks;
 use crate::gpu::{Context, Gpu, engines, start};
+use crate::reach;
 
 const BATCH: u64 = 0x10_0000;
 /// Where foreign memory is mapped to be read, and where it is copied to.
@@ -43,8 +44,10 @@ pub fn all(report: &mut Report, secret: &str) -> io::Result<()> {
     report.case("global-table", "gpu", attacks::global_table(&mut gpu));
     report.case("notifications", "gpu", attacks::notifications(&mut gpu));
     report.case("foreign-reads", "rcs0", foreign_reads(&mut gpu, secret));
+    report.case("aperture", "gpu", reach::aperture(&mut gpu));
+    report.case("register-reads", "gpu", reach::reads(&mut gpu));
     for engine in engines() {
-        for (name, end, attack) in attacks::SUBMISSIONS {
+        for (name, end, attack) in attacks::SUBMISSIONS.into_iter().chain(reach::SUBMISSIONS) {
             let outcome = attempt(&mut gpu, engine, end, attack);
             report.case(name, engine.info().name, outcome);
         }

@@ -3,6 +3,7 @@
 //!     bare clear              write every global page-table entry of the partition, submit, see that they count
 //!     bare update COUNT       change 512 entries of one table of an address space and submit, again and again
 //!     bare race ROUNDS        one CPU stores entries of a page table without end while another submits
+//!     bare sync ROUNDS        one CPU stores entries of the global page table without end while another asks for syncs
 //!     bare hostile SECRET     break every rule; no memory of others may be seen (it is full of SECRET) or changed
 //!
 //! `clear` and `update` wait for a line on standard input where they say `PAUSE`, so that others can count between.
@@ -13,6 +14,7 @@ mod counts;
 mod gpu;
 mod hostile;
 mod race;
+mod reach;
 mod sys;
 
 use std::process::ExitCode;
@@ -45,9 +47,10 @@ fn main() -> ExitCode {
         ["clear"] => counts::clear(&mut report),
         ["update", count] => counts::update(&mut report, count.parse().unwrap_or(1)),
         ["race", rounds] => race::race(&mut report, rounds.parse().unwrap_or(1)),
+        ["sync", rounds] => reach::sync(&mut report, rounds.parse().unwrap_or(1)),
         ["hostile", secret] => hostile::all(&mut report, secret),
         _ => {
-            eprintln!("usage: bare clear | update COUNT | race ROUNDS | hostile SECRET");
+            eprintln!("usage: bare clear | update COUNT | race ROUNDS | sync ROUNDS | hostile SECRET");
             return ExitCode::from(2);
         }
     };

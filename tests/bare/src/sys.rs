@@ -48,6 +48,11 @@ impl Registers {
         Mapping::new(Some(&file), bytes, libc::MAP_SHARED).map(Self)
     }
 
+    /// How many there are.
+    pub const fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
     /// One load.
     pub fn load(&self, offset: u32, width: usize) -> u64 {
         let at = self.0.at(offset as usize, width);
@@ -79,6 +84,10 @@ impl Registers {
         }
     }
 }
+
+// SAFETY: 1. The mapping lives as long as the process. 2. Every access is one load or store by `asm`, of which the compiler
+// assumes nothing.
+unsafe impl Send for Registers {}
 
 /// Memory that stays where it is, by page number.
 pub struct Memory {
