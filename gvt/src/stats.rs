@@ -124,6 +124,10 @@ pub struct Stats {
     pub exits: Exits,
     /// Interrupts raised.
     pub msis: u64,
+    /// What interrupts for its commands' events cost, in units (`crate::units`).
+    pub interrupt_units: u64,
+    /// Times that its events were held back and merged, since that was too much.
+    pub merges: u64,
     /// Bytes of commands audited.
     pub audit_bytes: u64,
     /// Commands audited.
@@ -158,6 +162,8 @@ impl Stats {
             engines: [NONE; ENGINES],
             exits: Exits::new(),
             msis: 0,
+            interrupt_units: 0,
+            merges: 0,
             audit_bytes: 0,
             audit_commands: 0,
             refused: 0,

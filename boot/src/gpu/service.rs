@@ -95,6 +95,8 @@ impl DeviceService for GpuService {
                 ("exits", "gtt", stats.exits.gtt),
                 ("exits", "config", stats.exits.config),
                 ("interrupts", "msi", stats.msis),
+                ("interrupts", "units", stats.interrupt_units),
+                ("interrupts", "merges", stats.merges),
                 ("interrupts", "masks", masks.into_iter().sum()),
                 ("switches", "all", stats.switches),
                 ("phys", "registers", stats.physical),

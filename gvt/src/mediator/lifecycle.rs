@@ -12,6 +12,7 @@ use crate::report::{Cause, CreateError};
 use crate::stats::Stats;
 use crate::trace::Note;
 use crate::units::Work;
+use crate::vgpu::budget::Budget;
 use crate::vgpu::config_space::ConfigSpace;
 use crate::vgpu::execlist::VirtEngine;
 use crate::vgpu::irq::{self, Irq};
@@ -73,6 +74,7 @@ impl<W: Hw> Gvt<W> {
             switch_dirty: EngineMask::ALL,
             msi_due: false,
             storm: Storm::default(),
+            budget: Budget::new(Nanos(0)),
             stats: Stats::new(),
         });
         pvinfo::fill(&mut vgpu.file, index as u32, &vgpu.partition, fences.count);

@@ -2,6 +2,7 @@
 
 mod access;
 mod desk;
+mod events;
 mod handlers;
 mod lifecycle;
 mod query;
@@ -198,14 +199,14 @@ impl<W: Hw> Gvt<W> {
 
     fn take_interrupt(&mut self, host: &mut dyn Host, now: Nanos) {
         self.looked = now;
+        let before = self.gpu.hw.meter.spent();
         let (master, events) = self.gpu.take_interrupts();
         self.trace.push(now, None, Note::Interrupt(master));
-        for (engine, bits) in events {
-            self.engine_events(host, engine, bits);
-        }
+        let bill = self.pass_events(host, &events, before);
         self.poll_engines(host, now);
         self.gpu.rearm();
         self.finish(host, now);
+        self.settle_bill(&bill, now);
     }
 
     /// Time has passed `deadline`.
@@ -217,6 +218,7 @@ impl<W: Hw> Gvt<W> {
                 gvt.take_interrupt(host, now);
             }
             gvt.expire(host, now);
+            gvt.let_go(host, now);
             gvt.finish(host, now);
         });
     }

@@ -4,7 +4,7 @@ use super::desk::distance;
 use super::wash::Washed;
 use super::{Gvt, VGPUS};
 use crate::gpu::engine::{Ask, Event, Health, PhysEngine, Run, Sent, context_tag};
-use crate::gpu::reset::{GUEST_EVENTS, OWN_EVENTS, Reset};
+use crate::gpu::reset::Reset;
 use crate::gpu::switch::{self, Scope};
 use crate::gpu::{Flushed, engines};
 use crate::host::Host;
@@ -13,7 +13,7 @@ use crate::report::{Action, Cause, Report};
 use crate::trace::Note;
 use crate::vgpu::execlist::{Again, Patience, Place, Work, patience};
 use gvt_defs::execlist::{CsbEntry, Descriptor};
-use gvt_defs::{Engine, Nanos, event, ring};
+use gvt_defs::{Engine, Nanos};
 
 /// What a look at status buffers found.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -26,39 +26,6 @@ impl<W: Hw> Gvt<W> {
     /// Whether a vGPU's context is on an engine now.
     pub(super) fn runs_on(&self, index: usize, engine: Engine) -> bool {
         self.gpu.engines.get(engine).run.is_some_and(|run| run.vgpu == index)
-    }
-
-    /// Events of an engine that an interrupt brought go to the vGPU that owns it, at once.
-    pub(super) fn engine_events(&mut self, host: &mut dyn Host, engine: Engine, bits: u32) {
-        if bits & (GUEST_EVENTS | event::CS_MASTER_ERROR) == 0 {
-            return;
-        }
-        let Some(owner) = self.gpu.engines.get(engine).owner else { return };
-        if bits & event::CS_MASTER_ERROR != 0 {
-            self.pass_error(host, owner, engine);
-        }
-        if let Some(vgpu) = self.vgpu_mut(owner)
-            && bits & GUEST_EVENTS != 0
-        {
-            vgpu.raise(host, engine, bits & GUEST_EVENTS);
-        }
-    }
-
-    /// The engine met a command it cannot execute: its owner hears of it as from its own hardware.
-    fn pass_error(&mut self, host: &mut dyn Host, owner: usize, engine: Engine) {
-        let base = engine.base();
-        let errors = self.gpu.hw.read(base + ring::EIR);
-        self.gpu.hw.write(base + ring::EIR, errors);
-        let state = [ring::ESR, ring::IPEHR, ring::INSTDONE, ring::HEAD].map(|at| (at, self.gpu.hw.read(base + at)));
-        let Some(vgpu) = self.vgpu_mut(owner) else { return };
-        for (local, value) in state {
-            vgpu.file.set_engine(engine, local, value);
-        }
-        let visible = errors & !vgpu.file.engine(engine, ring::EMR);
-        if visible != 0 {
-            vgpu.file.set_engine(engine, ring::EIR, vgpu.file.engine(engine, ring::EIR) | visible);
-            vgpu.raise(host, engine, event::CS_MASTER_ERROR);
-        }
     }
 
     /// Looks at every engine's status buffer, and lets each go on.
@@ -344,15 +311,6 @@ impl<W: Hw> Gvt<W> {
         Flushed::Done
     }
 
-    /// Lets through the events that the owner of an engine has unmasked, and the mediator's own.
-    pub(super) fn follow_imr(&mut self, index: usize, engine: Engine) {
-        let Some(vgpu) = self.vgpus.get(index).and_then(Option::as_deref) else { return };
-        let shift = engine.info().irq_shift;
-        let guest = vgpu.file.engine(engine, ring::IMR) | !(GUEST_EVENTS << shift);
-        let mask = guest & !(OWN_EVENTS << shift);
-        self.gpu.engines.get_mut(engine).set_imr(&mut self.gpu.hw, mask);
-    }
-
     /// Time-outs: held entries, slices, engines that do not let go.
     pub(super) fn expire(&mut self, host: &mut dyn Host, now: Nanos) {
         for engine in engines(self.gpu.present) {
@@ -450,6 +408,7 @@ impl<W: Hw> Gvt<W> {
     pub(super) fn next_deadline(&self) -> Option<Nanos> {
         let mut next = self.watch_deadline();
         let mut at = |nanos: u64| next = Some(Nanos(next.map_or(nanos, |n| n.0.min(nanos))));
+        self.vgpus.iter().flatten().filter_map(|vgpu| vgpu.budget.deadline()).for_each(|deadline| at(deadline.0));
         for engine in engines(self.gpu.present) {
             for vgpu in self.vgpus.iter().flatten() {
                 let virt = vgpu.engines.get(engine);

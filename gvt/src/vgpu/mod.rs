@@ -1,5 +1,6 @@
 //! One virtual GPU: configuration space, registers, interrupts, page tables, virtual engines.
 
+pub(crate) mod budget;
 pub(crate) mod config_space;
 pub(crate) mod context;
 pub(crate) mod copies;
@@ -12,6 +13,7 @@ use crate::gpu::PerEngine;
 use crate::gtt::{Gtt, Partition};
 use crate::host::{Host, Mapping, VmId};
 use crate::stats::Stats;
+use budget::Budget;
 use config_space::ConfigSpace;
 use execlist::VirtEngine;
 use gvt_defs::execlist::{CSB_ENTRIES, CsbEntry, HWSP_CSB, HWSP_CSB_WRITE, csb_next};
@@ -48,6 +50,8 @@ pub(crate) struct Vgpu {
     pub(crate) msi_due: bool,
     /// Resets of engines that others waited for, and the second in which they are counted.
     pub(crate) storm: Storm,
+    /// What its interrupts may take of Prism's time.
+    pub(crate) budget: Budget,
     pub(crate) stats: Stats,
 }
 
@@ -159,7 +163,9 @@ impl Vgpu {
         }
         self.file.set_engine(engine, ring::CSB_PTR, pointer & !7 | write);
         self.write_status_page(host, status_page, HWSP_CSB_WRITE, &write.to_le_bytes());
-        self.raise(host, engine, event::CONTEXT_SWITCH);
+        // It costs a message anyway: what is held back of the engine's events comes with it.
+        let along = if self.budget.hides(engine) { event::USER_INTERRUPT | event::FLUSH_NOTIFY } else { 0 };
+        self.raise(host, engine, event::CONTEXT_SWITCH | along);
         held
     }
 

@@ -12,6 +12,7 @@ mod registers;
 mod residue;
 mod shares;
 mod status;
+mod storms;
 mod stuck;
 mod two;
 mod window;
