@@ -56,7 +56,7 @@ pub enum Owner {
     Vm(VmId),
 }
 
-/// Services of the hypervisor. Twelve calls.
+/// Services of the hypervisor. Thirteen calls.
 pub trait Host {
     /// Copies guest RAM into `buf`. The range may cross frames; nothing is copied on failure.
     ///
@@ -109,4 +109,8 @@ pub trait Host {
 
     /// Raises the vGPU's interrupt as a message: writes `data` to `address` on the interrupt bus of `vm`.
     fn raise_msi(&mut self, vm: VmId, address: u64, data: u32);
+
+    /// Whether a VM other than `vm` has something to do on the CPU that takes the GPU's interrupts. While one has, those that
+    /// the commands of `vm` cause may take that CPU for a tenth of its time.
+    fn is_cpu_wanted(&mut self, vm: VmId) -> bool;
 }

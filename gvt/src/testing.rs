@@ -92,6 +92,8 @@ pub struct FakeHost {
     pub harvests: u64,
     /// First stores to tracked pages: what a hypervisor would take an exit for.
     pub track_exits: u64,
+    /// A VM whose virtual CPUs keep the CPU busy that takes the GPU's interrupts.
+    pub busy: Option<VmId>,
 }
 
 const FRAMES: u64 = 48 << 20;
@@ -111,6 +113,7 @@ impl FakeHost {
             msis: Vec::new(),
             harvests: 0,
             track_exits: 0,
+            busy: None,
         }
     }
 
@@ -327,6 +330,10 @@ impl Host for FakeHost {
 
     fn raise_msi(&mut self, vm: VmId, address: u64, data: u32) {
         self.msis.push(Msi { vm, address, data });
+    }
+
+    fn is_cpu_wanted(&mut self, vm: VmId) -> bool {
+        self.busy.is_some_and(|busy| busy != vm)
     }
 }
 

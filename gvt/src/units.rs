@@ -169,4 +169,9 @@ impl Host for Metered<'_> {
         self.meter.charge(Work::Message, 1);
         self.host.raise_msi(vm, address, data);
     }
+
+    fn is_cpu_wanted(&mut self, vm: VmId) -> bool {
+        self.meter.charge(Work::Lookup, 1);
+        self.host.is_cpu_wanted(vm)
+    }
 }

@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hv_defs::Nanos;
 use hv_dev::pci::PciFunction;
@@ -83,6 +83,8 @@ pub struct Machine {
     service: Option<&'static dyn DeviceService>,
     ending: Ending,
     poll: AtomicBool,
+    /// VMs that had something to do on the first CPU when the device's service was last called, a bit each.
+    wanting: AtomicU64,
 }
 
 static MACHINE: Once<Machine> = Once::new();
@@ -169,7 +171,13 @@ pub(crate) fn launch_on<E: Extension>(setup: MachineSetup) -> LaunchError {
         }
     }
     let poll = AtomicBool::new(true);
-    let machine = MACHINE.call_once(|| Machine { vms, service: setup.service, ending: setup.ending, poll });
+    let machine = MACHINE.call_once(|| Machine {
+        vms,
+        service: setup.service,
+        ending: setup.ending,
+        poll,
+        wanting: AtomicU64::new(0),
+    });
     for vm in &machine.vms {
         console::add_vm(vm.id().0, vm.name());
         let memory = vm.memory().slots();
@@ -198,6 +206,17 @@ pub fn request_poll() {
     }
 }
 
+/// Whether a VM other than `id` had something to do on the first CPU when the device's service was last called: what the
+/// service does there takes time from it.
+pub fn is_first_cpu_wanted(id: VmId) -> bool {
+    MACHINE.get().is_some_and(|machine| machine.wanting.load(Ordering::Relaxed) & !bit(id) != 0)
+}
+
+/// A VM's bit in a set.
+const fn bit(id: VmId) -> u64 {
+    1 << (id.0 & 63)
+}
+
 impl Machine {
     /// The VMs.
     pub fn vms(&'static self) -> &'static [Vm] {
@@ -212,6 +231,11 @@ impl Machine {
     /// Whether `poll` was requested since the last call.
     pub(crate) fn take_poll(&self) -> bool {
         self.poll.load(Ordering::SeqCst) && self.poll.swap(false, Ordering::SeqCst)
+    }
+
+    /// The first CPU says who has something to do on it.
+    pub(crate) fn set_wanting(&self, vms: impl Iterator<Item = VmId>) {
+        self.wanting.store(vms.fold(0, |all, id| all | bit(id)), Ordering::Relaxed);
     }
 
     /// Ends the run if every guest has stopped and that is what was asked.

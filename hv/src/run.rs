@@ -265,6 +265,9 @@ impl<E: Extension> Runner<E> {
         if let Some(service) = self.machine.service() {
             let interrupted = pending.contains(Pending::DEVICE) && irq::take_devices() != 0;
             if interrupted {
+                let tsc = time::tsc();
+                let wanting = self.vcpus.iter().filter(|vcpu| vcpu.is_asked() || vcpu.is_runnable(now, tsc));
+                self.machine.set_wanting(wanting.map(|vcpu| vcpu.vm.id()));
                 service.interrupt(now);
             }
             let due = self.service_deadline.is_some_and(|deadline| deadline <= now);

@@ -246,4 +246,8 @@ impl Host for Services {
             vm.raise_msi(address, data);
         }
     }
+
+    fn is_cpu_wanted(&mut self, id: gvt::VmId) -> bool {
+        hv::machine::is_first_cpu_wanted(from_gvt(id))
+    }
 }

@@ -47,11 +47,13 @@ impl<W: Hw> Gvt<W> {
     }
 
     /// Each vGPU whose events an interrupt brought pays for it, as if it had come for that one's alone.
-    pub(super) fn settle_bill(&mut self, bill: &Bill, now: Nanos) {
+    pub(super) fn settle_bill(&mut self, host: &mut dyn Host, bill: &Bill, now: Nanos) {
         let all = self.gpu.hw.meter.spent().saturating_sub(bill.before).saturating_add(budget::ENTRY);
         let units = bill.passing.unwrap_or(all);
         for index in (0..VGPUS).filter(|index| bill.of >> index & 1 != 0) {
-            if self.pay(index, units, now) == Balance::Spent && self.others_work(index, now) {
+            let Some(vm) = self.vgpu(index).map(|vgpu| vgpu.vm) else { continue };
+            let spent = self.pay(index, units, now) == Balance::Spent;
+            if spent && (self.others_work(index, now) || host.is_cpu_wanted(vm)) {
                 self.hold_back(index, now);
             }
         }

@@ -206,7 +206,7 @@ impl<W: Hw> Gvt<W> {
         self.poll_engines(host, now);
         self.gpu.rearm();
         self.finish(host, now);
-        self.settle_bill(&bill, now);
+        self.settle_bill(host, &bill, now);
     }
 
     /// Time has passed `deadline`.

@@ -68,4 +68,8 @@ impl Host for Quiet<'_> {
     fn raise_msi(&mut self, vm: VmId, address: u64, data: u32) {
         uncounted(|| self.0.raise_msi(vm, address, data));
     }
+
+    fn is_cpu_wanted(&mut self, vm: VmId) -> bool {
+        self.0.is_cpu_wanted(vm)
+    }
 }
