@@ -1,5 +1,6 @@
 //! Counters: typed, bounded, never reset (design D12).
 
+use crate::units::units;
 use gvt_defs::{ENGINES, Engine, Nanos};
 
 /// Registers counted one by one; the rest goes to `Exits::other`.
@@ -150,11 +151,16 @@ pub struct Stats {
     pub switches: u64,
     /// Register accesses to the physical GPU while serving it.
     pub physical: u64,
-    /// What the longest call that it made cost, in units (`crate::units`).
-    pub longest: u32,
+    /// What the longest call that it made cost, in parts of a unit.
+    pub(crate) longest: u64,
 }
 
 impl Stats {
+    /// What the longest call that it made cost, in units (`crate::units`).
+    pub fn longest(&self) -> u32 {
+        units(self.longest)
+    }
+
     pub(crate) const fn new() -> Self {
         const NONE: EngineStats =
             EngineStats { submissions: 0, completions: 0, busy: Nanos(0), loads: 0, preemptions: 0, resets: 0 };
@@ -214,8 +220,15 @@ pub struct Totals {
     pub interrupts: u64,
     /// Engine resets.
     pub resets: u64,
+    /// What the longest call cost, whoever made it, in parts of a unit.
+    pub(crate) longest: u64,
+}
+
+impl Totals {
     /// What the longest call cost, whoever made it, in units (`crate::units`).
-    pub longest: u32,
+    pub fn longest(&self) -> u32 {
+        units(self.longest)
+    }
 }
 
 #[cfg(test)]

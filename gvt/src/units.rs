@@ -50,6 +50,7 @@ pub(crate) enum Work {
 
 impl Work {
     /// The price table: measured by `units_cost` in the tests, but for what only silicon or a hypervisor can tell.
+    #[inline]
     const fn price(self) -> u64 {
         match self {
             Self::Register | Self::Map => UNIT,
@@ -67,17 +68,24 @@ impl Work {
     }
 }
 
+/// Whole units that parts of units amount to.
+pub(crate) fn units(parts: u64) -> u32 {
+    u32::try_from(parts.div_ceil(UNIT)).unwrap_or(u32::MAX)
+}
+
 /// What the present call has cost. All parts that do work share it; they never do so at the same time.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Meter(Arc<AtomicU64>);
 
 impl Meter {
     /// A call begins.
+    #[inline]
     pub(crate) fn start(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
     /// Counts work.
+    #[inline]
     pub(crate) fn charge(&self, work: Work, count: usize) {
         let cost = work.price().saturating_mul(count as u64);
         self.0.store(self.0.load(Ordering::Relaxed).saturating_add(cost), Ordering::Relaxed);
@@ -85,7 +93,13 @@ impl Meter {
 
     /// Units spent.
     pub(crate) fn spent(&self) -> u32 {
-        u32::try_from(self.0.load(Ordering::Relaxed).div_ceil(UNIT)).unwrap_or(u32::MAX)
+        units(self.parts())
+    }
+
+    /// Parts of units spent: what most calls compare is not worth a division.
+    #[inline]
+    pub(crate) fn parts(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -96,6 +110,7 @@ pub(crate) struct Metered<'a> {
 }
 
 impl<'a> Metered<'a> {
+    #[inline]
     pub(crate) fn new(host: &'a mut dyn Host, meter: &'a Meter) -> Self {
         Self { host, meter }
     }

@@ -54,6 +54,8 @@ struct Console {
     more_input: bool,
     /// When the ring is looked at again.
     drain_at: Option<Nanos>,
+    /// Something of a guest's was lost that was not told yet. Asked for before every entry of a guest, so it is known.
+    lost: bool,
 }
 
 static CONSOLE: Mutex<Console> = Mutex::new(Console {
@@ -64,6 +66,7 @@ static CONSOLE: Mutex<Console> = Mutex::new(Console {
     dropped: 0,
     more_input: false,
     drain_at: None,
+    lost: false,
 });
 
 /// Set by a panic: the lock may be held for ever, so output goes around it.
@@ -190,9 +193,11 @@ impl Write for Prefixed<'_> {
 impl Console {
     /// Runs the multiplexer with the ring as its terminal, once both exist.
     fn with_mux<R>(&mut self, run: impl FnOnce(&mut Mux, &mut dyn FnMut(&[u8])) -> R) -> Option<R> {
-        let Self { mux, ring, dropped, .. } = self;
+        let Self { mux, ring, dropped, lost, .. } = self;
         let (mux, ring) = (mux.as_mut()?, ring.as_mut()?);
-        Some(run(mux, &mut |bytes| *dropped += put(ring, bytes)))
+        let result = run(mux, &mut |bytes| *dropped += put(ring, bytes));
+        *lost = mux.has_lost();
+        Some(result)
     }
 
     fn own_line(&mut self, text: fmt::Arguments<'_>) {
@@ -214,6 +219,7 @@ impl Console {
     fn tell_lost(&mut self) {
         while let (Some(0), Some(mux)) = (self.ring.as_ref().map(VecDeque::len), &mut self.mux) {
             let Some((name, bytes)) = mux.take_lost() else { break };
+            self.lost = mux.has_lost();
             self.dropped += bytes;
             self.own_line(format_args!("console: {bytes} bytes of {name} dropped"));
             self.settle(POLL_BYTES);
@@ -224,8 +230,7 @@ impl Console {
         if self.more_input {
             return Some(now);
         }
-        let lost = self.mux.as_ref().is_some_and(Mux::has_lost);
-        let draining = lost || self.ring.as_ref().is_some_and(|ring| !ring.is_empty());
+        let draining = self.lost || self.ring.as_ref().is_some_and(|ring| !ring.is_empty());
         // It stays until a poll: a guest that exits all the time must not put it off each time.
         let soon = Nanos(now.0.saturating_add(DRAIN_NANOS));
         self.drain_at = draining.then(|| self.drain_at.unwrap_or(soon));
@@ -354,7 +359,16 @@ mod tests {
     }
 
     fn polled(ring: VecDeque<u8>, mux: Option<Mux>) -> Console {
-        Console { uart: None, ring: Some(ring), mux, polled: true, dropped: 0, more_input: false, drain_at: None }
+        Console {
+            uart: None,
+            ring: Some(ring),
+            mux,
+            polled: true,
+            dropped: 0,
+            more_input: false,
+            drain_at: None,
+            lost: false,
+        }
     }
 
     /// Two guests flood a terminal that takes nothing; Prism's lines are all there, then what was lost is told once.

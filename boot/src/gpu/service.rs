@@ -100,8 +100,8 @@ impl DeviceService for GpuService {
                 ("interrupts", "masks", masks.into_iter().sum()),
                 ("switches", "all", stats.switches),
                 ("phys", "registers", stats.physical),
-                ("hold", "longest", stats.longest.into()),
-                ("hold", "of_all", gvt.totals().longest.into()),
+                ("hold", "longest", stats.longest().into()),
+                ("hold", "of_all", gvt.totals().longest().into()),
             ] {
                 each(group, name, value);
             }

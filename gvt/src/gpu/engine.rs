@@ -199,7 +199,7 @@ impl PhysEngine {
 
     /// Whether it has anything to do: it may interrupt.
     pub(crate) fn awake(&self) -> bool {
-        self.health != Health::Dead && (self.active != Active::Idle || self.pending.is_some())
+        (self.active != Active::Idle || self.pending.is_some()) && self.health != Health::Dead
     }
 
     /// Whether a vGPU may run on it: nothing is left in it of what others did.

@@ -84,12 +84,16 @@ impl<W: Hw> Gvt<W> {
         }
         vgpu.budget.hold_back(now);
         vgpu.stats.merges += 1;
+        self.note_holding();
         self.follow_imrs(index);
         let _ = self.pay(index, self.gpu.hw.meter.spent().saturating_sub(before), now);
     }
 
     /// Events that have been held back long enough are passed on.
     pub(super) fn let_go(&mut self, host: &mut dyn Host, now: Nanos) {
+        if self.holding.is_none_or(|deadline| deadline > now) {
+            return;
+        }
         for index in 0..VGPUS {
             let before = self.gpu.hw.meter.spent();
             let Some(vgpu) = self.vgpu_mut(index) else { continue };
@@ -107,6 +111,12 @@ impl<W: Hw> Gvt<W> {
             // A message and an entry of the timer's come on top.
             let _ = self.pay(index, spent.saturating_add(2 * budget::ENTRY), now);
         }
+        self.note_holding();
+    }
+
+    /// Keeps the first time at which events are to be passed on: it is asked for after every access of a guest.
+    fn note_holding(&mut self) {
+        self.holding = self.vgpus.iter().flatten().filter_map(|vgpu| vgpu.budget.deadline()).min();
     }
 
     /// Events of an engine that an interrupt brought go to the vGPU that owns it, at once.

@@ -140,6 +140,8 @@ pub struct Gvt<W: Hw> {
     trace: Trace,
     /// When the interrupt registers were last looked at.
     looked: Nanos,
+    /// When the first events that are held back are to be passed on.
+    holding: Option<Nanos>,
 }
 
 impl<W: Hw> Gvt<W> {
@@ -159,6 +161,7 @@ impl<W: Hw> Gvt<W> {
             reports: Reports::new(),
             trace: Trace::new(),
             looked: now,
+            holding: None,
         })
     }
 
@@ -258,7 +261,7 @@ impl<W: Hw> Gvt<W> {
         let meter = self.gpu.hw.meter.clone();
         meter.start();
         let result = call(self, &mut Metered::new(host, &meter));
-        let spent = meter.spent();
+        let spent = meter.parts();
         let longest = &mut self.gpu.hw.totals.longest;
         *longest = spent.max(*longest);
         if let Some(vgpu) = id.and_then(|id| self.vgpu_mut(id.index())) {

@@ -406,9 +406,9 @@ impl<W: Hw> Gvt<W> {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Nanos> {
-        let mut next = self.watch_deadline();
+        let mut next = self.holding;
+        let mut watched = None;
         let mut at = |nanos: u64| next = Some(Nanos(next.map_or(nanos, |n| n.0.min(nanos))));
-        self.vgpus.iter().flatten().filter_map(|vgpu| vgpu.budget.deadline()).for_each(|deadline| at(deadline.0));
         for engine in engines(self.gpu.present) {
             for vgpu in self.vgpus.iter().flatten() {
                 let virt = vgpu.engines.get(engine);
@@ -417,6 +417,7 @@ impl<W: Hw> Gvt<W> {
                 }
             }
             let phys = self.gpu.engines.get(engine);
+            watched = earlier(watched, since_when(phys));
             if let Some(kept) = phys.kept {
                 at(self.kept_until(kept).0);
             }
@@ -436,15 +437,35 @@ impl<W: Hw> Gvt<W> {
                 None => since.0.saturating_add(self.config.slice.0),
             });
         }
-        next
+        earlier(next, watched.map(|since| self.watch(since)))
     }
 
     /// When the interrupt registers are looked at although no interrupt came: some time after the last look, while an
     /// engine runs a guest's context, or its parking context, for whose end somebody may wait.
     pub(super) fn watch_deadline(&self) -> Option<Nanos> {
-        let all = engines(self.gpu.present).map(|engine| self.gpu.engines.get(engine));
-        let parked = |phys: &PhysEngine| phys.awake().then_some(Nanos(0));
-        let since = all.filter_map(|phys| phys.run.map(|run| run.since).or_else(|| parked(phys))).min()?;
-        Some(Nanos(self.looked.max(since).0.saturating_add(self.config.watch.0)))
+        let all = engines(self.gpu.present).map(|engine| since_when(self.gpu.engines.get(engine)));
+        all.fold(None, earlier).map(|since| self.watch(since))
+    }
+
+    fn watch(&self, since: Nanos) -> Nanos {
+        Nanos(self.looked.max(since).0.saturating_add(self.config.watch.0))
+    }
+}
+
+/// Since when an engine is to be watched: while a guest's context runs on it, or its parking context does.
+#[inline]
+fn since_when(phys: &PhysEngine) -> Option<Nanos> {
+    match phys.run {
+        Some(run) => Some(run.since),
+        None => phys.awake().then_some(Nanos(0)),
+    }
+}
+
+/// The earlier of two times that may not be.
+#[inline]
+fn earlier(one: Option<Nanos>, other: Option<Nanos>) -> Option<Nanos> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
