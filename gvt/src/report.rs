@@ -101,7 +101,9 @@ impl Reports {
 
     pub(crate) fn push(&mut self, report: Report) {
         if self.0.len() >= KEPT {
-            self.0.pop_front();
+            // A guest makes as many notes as it likes: none pushes out that a VM is to be stopped.
+            let note = self.0.iter().position(|kept| kept.action == Action::Note);
+            self.0.remove(note.unwrap_or(0));
         }
         self.0.push_back(report);
     }
@@ -172,5 +174,20 @@ impl fmt::Display for CreateError {
             Self::HasOne => write!(f, "vGPU: this VM has one already"),
             Self::NoFrame => write!(f, "vGPU: too little memory for its page tables"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_push_out_notes() {
+        let report = |action, vm| Report { vm: VmId(vm), action, cause: Cause::ResetStorm { engine: Engine::Rcs } };
+        let mut reports = Reports::new();
+        reports.push(report(Action::StopVm, 1));
+        (0..2 * KEPT).for_each(|_| reports.push(report(Action::Note, 2)));
+        let kept: Vec<VmId> = core::iter::from_fn(|| reports.take()).map(|report| report.vm).collect();
+        assert_eq!((kept.len(), kept.first()), (KEPT, Some(&VmId(1))));
     }
 }
