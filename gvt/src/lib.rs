@@ -18,7 +18,7 @@ mod mediator;
 mod report;
 pub mod stats;
 pub mod trace;
-pub mod units;
+mod units;
 mod vgpu;
 
 pub use host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};

@@ -1,6 +1,6 @@
 //! What work costs (design D19). A unit is about a microsecond on metal. All that the mediator does for a guest is made
 //! of calls of `Host` and `Hw`, which are counted where they pass, and of entries and commands looked at, which are
-//! counted where that is done. One call of the mediator, for which others wait at its lock, costs `HOLD` units at most.
+//! counted where that is done. What the longest call cost is kept; that none may pass 1,000 units is not enforced yet.
 
 use crate::host::{Backing, Dirty, Host, Mapping, NoFrame, NotRam, Owner, VmId};
 use alloc::sync::Arc;
@@ -10,8 +10,6 @@ use gvt_defs::{Gfn, Gpa, Hpa};
 #[cfg(test)]
 mod tests;
 
-/// Units that one call may cost.
-pub const HOLD: u32 = 1_000;
 /// Prices are in parts of a unit.
 const UNIT: u64 = 19_200;
 /// Bytes that copies are counted by.
