@@ -1,17 +1,10 @@
 //! What a guest can make grow has a bound, and so has what one store can make Prism do (design D18, D19).
 
-use super::{BATCH, batch};
+use super::{BATCH, batch, start};
 use crate::testing::driver::Driver;
 use crate::testing::machine::Machine;
 use crate::{Progress, Store};
 use gvt_defs::{Engine, GgttAddr, Gpa, pvinfo, reg};
-
-fn start() -> (Machine, Driver) {
-    let mut m = Machine::new();
-    let id = m.add_vm(1);
-    let d = Driver::probe(&mut m, 1, id);
-    (m, d)
-}
 
 /// Each harvests what the guest wrote, and none of them follows the process tables.
 #[test]

@@ -1,18 +1,11 @@
 //! Copies of batches: what runs of them, what the guest sees of them.
 
-use super::{BATCH, batch, store};
+use super::{BATCH, batch, start, store};
 use crate::report::Cause;
 use crate::testing::driver::{Context, Driver};
 use crate::testing::machine::Machine;
 use gvt_defs::context::value;
 use gvt_defs::{Engine, Gpa, PAGE_SIZE, mi, ring};
-
-fn start() -> (Machine, Driver) {
-    let mut m = Machine::new();
-    let id = m.add_vm(1);
-    let d = Driver::probe(&mut m, 1, id);
-    (m, d)
-}
 
 /// Tables of memory attributes as older kernels write them from a ring: 64 for the engine, 32 for the L3.
 #[test]

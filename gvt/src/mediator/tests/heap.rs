@@ -1,18 +1,11 @@
 //! What a guest does by its registers takes nothing from the heap, whose failure would end everything (design D18).
 
-use super::{BATCH, batch};
+use super::{BATCH, batch, start};
 use crate::ResetKind;
 use crate::testing::driver::Driver;
 use crate::testing::machine::Machine;
 use crate::testing::quiet::{Quiet, uncounted};
 use gvt_defs::{Engine, GgttAddr, Gpa, pvinfo, reg, ring};
-
-fn start() -> (Machine, Driver) {
-    let mut m = Machine::new();
-    let id = m.add_vm(1);
-    let d = Driver::probe(&mut m, 1, id);
-    (m, d)
-}
 
 /// Blocks of the heap that `run` takes.
 fn made(run: impl FnOnce()) -> u64 {

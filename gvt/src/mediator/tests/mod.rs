@@ -17,10 +17,20 @@ mod stuck;
 mod two;
 mod window;
 
+use crate::testing::driver::Driver;
+use crate::testing::machine::Machine;
 use gvt_defs::mi;
 
 /// Where tests put a batch in a process' address space.
 const BATCH: u64 = 0x10_0000;
+
+/// A guest with a vGPU, and its driver.
+fn start() -> (Machine, Driver) {
+    let mut m = Machine::new();
+    let id = m.add_vm(1);
+    let d = Driver::probe(&mut m, 1, id);
+    (m, d)
+}
 
 /// A command that stores a dword in the process' address space.
 fn store(va: u64, value: u32) -> Vec<u32> {

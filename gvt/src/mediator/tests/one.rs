@@ -1,6 +1,6 @@
 //! One vGPU: submissions, status entries, exits, resets.
 
-use super::{BATCH, batch, store};
+use super::{BATCH, batch, start, store};
 use crate::Progress;
 use crate::host::{Mapping, VmId};
 use crate::testing::driver::Driver;
@@ -10,10 +10,6 @@ use gvt_defs::{Engine, GgttAddr, Gpa, event, mi, reg, ring};
 use gvt_model::{Profile, Save};
 
 const ENGINES: [Engine; 4] = [Engine::Rcs, Engine::Bcs, Engine::Vcs0, Engine::Vecs];
-
-fn start() -> (Machine, Driver) {
-    start_on(Profile::kaby_lake())
-}
 
 fn start_on(profile: Profile) -> (Machine, Driver) {
     let mut m = Machine::with(profile);
