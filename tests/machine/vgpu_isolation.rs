@@ -26,7 +26,7 @@
 //! | registers as sources of stores | `registers` | register-reads |
 //! | registers opened to processes | `kept` | opened-registers |
 //! | a ring rewritten while it waits | `append` | waiting-ring |
-//! | stores by index | `index` | index-stores |
+//! | stores by index | `status` | index-stores |
 //! | a second CPU against the sync | `bounds` | `vgpu_race` sync |
 //! | patterns in the other guest's memory | `assert_victim_well` | the checksum of 64 MiB |
 //! | the GPU's own record of what it touched | `assert_confined` | `confined` |
